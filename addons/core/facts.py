@@ -1,0 +1,94 @@
+"""
+What the addons know of one flow so far: one typed object per flow, kept in this process.
+
+Never in `flow.metadata`: that is saved to files and comes back with replay, so a flow
+file could claim an identity or a verdict. A copied, loaded or replayed flow has no facts,
+and a flow that runs again is told to forget them by the guard.
+"""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from addons.core.model import Identity, Operation, Verdict
+
+
+class NotAuthenticated(Exception):
+    """An addon needs the identity and no addon before it established one."""
+
+
+class NotClassified(Exception):
+    """An addon needs the operation and no addon before it established one."""
+
+
+class Facts:
+    """
+    Filled from top to bottom by the addons in the order of the stack.
+
+    `passed` holds (addon name, hook name) for each hook that an addon left in good order:
+    mitmproxy logs an exception in a hook and goes on, so only these say that work was done.
+    """
+
+    __slots__ = (
+        "answer",
+        "answered_by",
+        "audit_id",
+        "credential",
+        "frame_passed",
+        "identity",
+        "judged",
+        "operation",
+        "passed",
+        "refusal",
+        "released",
+        "share",
+        "started",
+        "verdict",
+    )
+
+    def __init__(self) -> None:
+        self.started = 0.0  # seconds, monotonic; when the head arrived
+        self.audit_id = ""  # made by the gateway, sent upstream, the same in every record
+        self.refusal: Any = None  # the guard's own 503 (http.Response) until release
+        self.answered_by = ""  # the addon whose refusal stands; later ones leave it alone
+        self.share: Any = None  # what the guard's limits lent this flow, given back at its end
+        self.identity: Identity | None = None
+        self.operation: Operation | None = None
+        self.verdict = Verdict()
+        self.passed: set[tuple[str, str]] = set()
+        self.released = False  # the guard's last word: this flow may go upstream
+        # Authorization for the API server, put on the wire only, never into the flow.
+        self.credential = ""
+        self.answer: Any = None  # the upstream's response while the guard withholds it
+        # One frame at a time: which addons have judged the one that is being handled.
+        self.judged: set[str] = set()
+        self.frame_passed = False
+
+    def need_identity(self) -> Identity:
+        if self.identity is None:
+            raise NotAuthenticated("no identity is known: is authenticate in the stack?")
+        return self.identity
+
+    def need_operation(self) -> Operation:
+        if self.operation is None:
+            raise NotClassified("the operation is unknown: is classify in the stack?")
+        return self.operation
+
+
+_facts: WeakKeyDictionary[Any, Facts] = WeakKeyDictionary()
+
+
+def of(flow: Any) -> Facts:
+    """The facts of this very flow object, made when first asked for."""
+    known = _facts.get(flow)
+    if known is None:
+        known = _facts[flow] = Facts()
+    return known
+
+
+def known(flow: Any) -> bool:
+    return flow in _facts
+
+
+def forget(flow: Any) -> None:
+    """A flow that runs again (replay, a second request) starts from nothing."""
+    _facts.pop(flow, None)

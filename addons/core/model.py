@@ -1,0 +1,147 @@
+"""
+The nouns of Tollgate: who asks (Identity), for what (RequestInfo, Operation), and what
+is done about it (Verdict). Frozen values, standard library only, no behaviour that
+needs anything but the value itself.
+
+Field names follow Kubernetes: RequestInfo is `k8s.io/apiserver/pkg/endpoints/request`,
+Identity is `authentication.k8s.io/v1` UserInfo.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who sent a request, from a verified token (`authentication.k8s.io/v1` UserInfo)."""
+
+    username: str
+    uid: str = ""
+    groups: tuple[str, ...] = ()
+    extra: Mapping[str, tuple[str, ...]] = NOTHING
+    issuer: str = ""
+    credential_id: str = ""  # `jti`, or a hash of the token where it has none
+    issued_at: float = 0.0  # seconds since the epoch
+    expiry: float = 0.0  # seconds since the epoch; the identity ends here, streams too
+
+
+# What the API server calls a request without credentials (k8s.io/apiserver, user.Anonymous).
+ANONYMOUS = Identity(username="system:anonymous", groups=("system:unauthenticated",))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """What the API server itself reads from method and URL (RequestInfo), field by field."""
+
+    verb: str  # get, list, watch, create, ...; for a non-resource request the lower-case method
+    path: str  # decoded
+    is_resource_request: bool = False
+    api_prefix: str = ""  # "api" or "apis"
+    api_group: str = ""
+    api_version: str = ""
+    namespace: str = ""
+    resource: str = ""
+    subresource: str = ""
+    name: str = ""
+    parts: tuple[str, ...] = ()
+    field_selector: str = ""
+    label_selector: str = ""
+
+    @property
+    def full_resource(self) -> str:
+        """`deployments.apps/scale`, `pods`, or "" for a non-resource request."""
+        group = f".{self.api_group}" if self.api_group else ""
+        sub = f"/{self.subresource}" if self.subresource else ""
+        return f"{self.resource}{group}{sub}"
+
+
+class Impact(enum.IntEnum):
+    """What an operation may do, by severity. An operation has a set of them."""
+
+    META = 0  # discovery, health, Self*Reviews only
+    READ = 1
+    WRITE = 2
+    REVEAL = 3  # returns secret material; unknown non-resource URLs
+    DELETE = 4
+    MASS_DELETE = 5
+    EXECUTE = 6  # exec, attach, port-forward, proxy, ephemeral containers, unknown subresources
+    ESCALATE = 7  # RBAC, tokens, webhooks, CRDs, nodes, the gateway's own objects
+
+    @property
+    def word(self) -> str:
+        """How policies and messages write it: `mass-delete`."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """What a workload's pod template reaches past the gateway, once it runs."""
+
+    service_accounts: frozenset[str] = frozenset()
+    secrets: frozenset[str] = frozenset()
+    config_maps: frozenset[str] = frozenset()
+    host: frozenset[str] = frozenset()  # "hostNetwork", "hostPath", "privileged", ...
+    token: bool = False  # an API token is mounted (not switched off, or projected)
+    unknown: bool = False  # not all of it can be read here (a patch, an opaque body)
+
+
+NO_USES = Uses()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """
+    What a request does: RequestInfo plus what only a gateway adds.
+
+    `name` is the URL's name, else `metadata.name` of a POSTed object, else "" (open: a
+    list, a generateName). `namespace` is RequestInfo's. `impacts` is never empty.
+    Fields that begin with `claimed_` are the client's word and may only raise a verdict.
+    """
+
+    info: RequestInfo
+    method: str
+    impacts: frozenset[Impact]
+    name: str = ""
+    dry_run: bool = False  # the API server will persist nothing; False when in doubt
+    uses: Uses | None = None  # None: nothing in it has a pod template
+    kind: str = ""  # of the body's object
+    labels: Mapping[str, str] = NOTHING  # of the body's object
+    media_type: str = ""  # of the body, without parameters; "" when there is none
+    upgrade: str = ""  # "", "websocket" or "spdy"
+    claimed_command: str = ""  # Kubectl-Command: "kubectl delete"
+    claimed_session: str = ""  # Kubectl-Session
+    # The decoded body: a dict, a list (JSON patch), or None. Never logged as it is.
+    body: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def severity(self) -> Impact:
+        return max(self.impacts)
+
+    @property
+    def mutates(self) -> bool:
+        return self.severity > Impact.READ and self.impacts != frozenset({Impact.REVEAL, Impact.READ})
+
+
+class Action(enum.IntEnum):
+    """Ordered: the greatest of all matching rules wins."""
+
+    ALLOW = 1
+    HOLD = 2
+    DENY = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do with an operation, by which rule, and one line that says so. `Verdict()` denies."""
+
+    action: Action = Action.DENY
+    rule: str = ""  # "" when no rule matched
+    policy: str = ""  # name of the policy the rule is in
+    revision: str = ""  # of all policies loaded together
+    message: str = "nothing allows this"
+    observed: tuple["Verdict", ...] = ()  # what policies in observe mode would have said
