@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from addons.core.model import Identity, Operation, Verdict
+from addons.core.status import Refusal
 
 
 class NotAuthenticated(Exception):
@@ -30,17 +31,18 @@ class Facts:
 
     __slots__ = (
         "answer",
+        "answer_refusal",
         "answered_by",
         "audit_id",
         "credential",
-        "frame_passed",
         "identity",
         "judged",
+        "last_words",
         "operation",
         "passed",
         "refusal",
         "released",
-        "share",
+        "sealed",
         "started",
         "verdict",
     )
@@ -50,7 +52,6 @@ class Facts:
         self.audit_id = ""  # made by the gateway, sent upstream, the same in every record
         self.refusal: Any = None  # the guard's own 503 (http.Response) until release
         self.answered_by = ""  # the addon whose refusal stands; later ones leave it alone
-        self.share: Any = None  # what the guard's limits lent this flow, given back at its end
         self.identity: Identity | None = None
         self.operation: Operation | None = None
         self.verdict = Verdict()
@@ -58,10 +59,14 @@ class Facts:
         self.released = False  # the guard's last word: this flow may go upstream
         # Authorization for the API server, put on the wire only, never into the flow.
         self.credential = ""
-        self.answer: Any = None  # the upstream's response while the guard withholds it
+        self.answer: Any = None  # the upstream's response (or frame) while the guard withholds it
+        self.answer_refusal: Refusal | None = None  # in place of an answer that must not get out
+        # What the last addon of the stack left to be sent; a change after it (an operator's edit in
+        # mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
+        self.sealed: Any = None
         # One frame at a time: which addons have judged the one that is being handled.
         self.judged: set[str] = set()
-        self.frame_passed = False
+        self.last_words = b""  # the one frame of our own that ends a WebSocket
 
     def need_identity(self) -> Identity:
         if self.identity is None:
@@ -85,8 +90,9 @@ def of(flow: Any) -> Facts:
     return known
 
 
-def known(flow: Any) -> bool:
-    return flow in _facts
+def adopt(flow: Any, origin: Any) -> None:
+    """A connection that an exchange was upgraded to (SPDY) is judged by the facts of that exchange."""
+    _facts[flow] = of(origin)
 
 
 def forget(flow: Any) -> None:

@@ -1,0 +1,232 @@
+"""
+`./run.sh serve` and `./run.sh web`: check everything that can be wrong, then become mitmdump
+or mitmweb with the stack of addons and every dangerous option of mitmproxy set to its safe value.
+"""
+
+import argparse
+import datetime
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from addons.cli.arguments import split, state_default
+from addons.core import authconfig, policy, policyfile, stack
+from addons.mitm import options as mitm_options
+from addons.net import apiserver, certificates, files
+
+ROOT = Path(__file__).resolve().parents[2]
+IDLE = 4 * 3600  # seconds until an idle connection is closed; the kubelet's own limit for streams
+BODY_LIMIT = "3m"  # the API server's own limit for request bodies (MaxRequestBodyBytes)
+
+
+class UsageError(Exception):
+    """Something the caller has to change first; one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is going to run."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]  # what is added to the process's own
+    ca_file: Path | None
+
+    def command(self) -> str:
+        """The command line to paste into a shell, one option a line."""
+        words = [f"{k}={shlex.quote(v)}" for k, v in self.environment.items()]
+        lines: list[str] = []
+        for word in self.argv:
+            if word.startswith("-") or not lines:
+                lines.append(shlex.quote(word))
+            else:
+                lines[-1] += " " + shlex.quote(word)
+        return "env " + " ".join(words) + " " + " \\\n  ".join(lines)
+
+
+def parser(command: str) -> argparse.ArgumentParser:
+    described = {
+        "serve": "Run the gateway before the cluster of your kubeconfig (or of this pod), as mitmdump.",
+        "web": "The same as serve, with mitmproxy's web interface to watch the traffic.",
+    }
+    p = argparse.ArgumentParser(
+        prog=f"./run.sh {command}",
+        description=described[command] + " Each option can also be given as an environment variable TOLLGATE_…, "
+        "e.g. TOLLGATE_TLS_CERT. What follows -- goes to mitmproxy.",
+        epilog="example: ./run.sh serve --listen 0.0.0.0:8443 --policies policies/ -- --set tollgate_source_rate=50",
+    )
+
+    def option(name: str, default: str | None, text: str, **more: object) -> None:
+        variable = "TOLLGATE_" + name.removeprefix("--").replace("-", "_").upper()
+        shown = f" (default: {default})" if default else ""
+        p.add_argument(name, default=os.environ.get(variable, default), help=text + shown, **more)  # type: ignore[arg-type]
+
+    def switch(name: str, text: str) -> None:
+        variable = "TOLLGATE_" + name.removeprefix("--").replace("-", "_").upper()
+        on = os.environ.get(variable, "").lower() in ("1", "true", "yes")
+        p.add_argument(name, action="store_true", default=on, help=text)
+
+    option("--listen", "127.0.0.1:8443", "where clients connect", metavar="HOST:PORT")
+    option("--kubeconfig", None, "the cluster and the gateway's own credential; default: the pod's ServiceAccount, "
+           "else $KUBECONFIG, else ~/.kube/config", metavar="FILE")  # fmt: skip
+    option("--auth", None, "an AuthenticationConfiguration; default: the cluster's own ServiceAccount tokens "
+           "with audience tollgate, named tollgate:system:serviceaccount:NS:NAME", metavar="FILE")  # fmt: skip
+    option("--policies", str(ROOT / "policies"), "file or folder; several joined with ':'", metavar="PATH")
+    option("--state", str(state_default()), "certificates and state", metavar="DIR")
+    option("--recordings", str(ROOT / "recordings"), "where recordings go", metavar="DIR")
+    option("--tls-cert", None, "serving certificate, PEM; default: one made in the state folder", metavar="FILE")
+    option("--tls-key", None, "its key, PEM without passphrase", metavar="FILE")
+    option("--upstream-identity", "impersonate", "as whom requests go to the API server",
+           choices=("impersonate", "gateway"))  # fmt: skip
+    option("--forward-extra", "", "keys of the identity's extra to impersonate as well, comma-separated",
+           metavar="KEYS")  # fmt: skip
+    option("--only", "", f"a shorter stack: only these of {', '.join(stack.ORDER)}", metavar="A,B")
+    option("--without", "", "a shorter stack: all but these", metavar="A")
+    switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
+    switch("--allow-spdy", "let exec, attach and port-forward through as SPDY, which cannot be judged frame by frame")
+    switch("--print", "print the mitmproxy command line instead of running it")
+    if command == "web":
+        option("--web", "127.0.0.1:8081", "where the web interface listens", metavar="HOST:PORT")
+    return p
+
+
+def address(text: str, option: str) -> tuple[str, int]:
+    """`HOST:PORT`, IPv6 in brackets. Raises UsageError."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(f"{option}: {text!r} is not HOST:PORT, e.g. 127.0.0.1:8443")
+    return host, int(port)
+
+
+def check_free(host: str, port: int, option: str) -> None:
+    """Raises UsageError when nobody could listen there."""
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(where)
+    except OSError as e:
+        raise UsageError(f"{option}: cannot listen on {host}:{port}: {e.strerror or e}; choose another") from e
+
+
+def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: datetime.datetime) -> Plan:
+    """Check everything, prepare the state folder, and say what to run. Raises UsageError."""
+    host, port = address(args.listen, "--listen")
+    try:
+        chosen = stack.choose(args.only, args.without)
+        server = apiserver.load(args.kubeconfig or "")
+        policy_paths = [Path(p).expanduser().absolute() for p in args.policies.split(os.pathsep) if p]
+        if "block" in chosen.addons:
+            policyfile.load(policy_paths)
+        if args.auth:
+            authconfig.load(Path(args.auth).expanduser().read_text(encoding="utf-8"))
+        state = files.private_folder(Path(args.state).expanduser().absolute())
+        certificate = serving_certificate(args, state, host, now)
+        confdir = private_confdir(state)
+        Path(args.recordings).expanduser().mkdir(parents=True, exist_ok=True)
+    except (stack.StackError, apiserver.KubeconfigError, certificates.CertificateError) as e:
+        raise UsageError(str(e)) from e
+    except policy.PolicyError as e:
+        raise UsageError(f"--policies: {e}") from e
+    except authconfig.AuthConfigError as e:
+        raise UsageError(f"--auth: {args.auth}: {e}") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(str(e)) from e
+    if "upstream" in chosen.addons and "authenticate" not in chosen.addons and args.upstream_identity != "gateway":
+        raise UsageError(
+            "--without authenticate: nobody to impersonate; add --upstream-identity gateway if you mean it"
+        )
+    where = server.endpoint
+    upstream = f"[{where.host}]" if ":" in where.host else where.host
+    settings: dict[str, str] = {
+        "confdir": str(confdir),
+        "certs": f"*={certificate.combined}",
+        "body_size_limit": BODY_LIMIT,
+        "tcp_timeout": str(IDLE),
+        "rawtcp": str(args.allow_spdy).lower(),
+        "command_history": "false",
+        "flow_detail": "0",
+        "tls_version_client_min": "TLS1_2",
+        "tls_version_server_min": "TLS1_2",
+        "tollgate_stack": ",".join(chosen.addons),
+        "tollgate_state": str(state),
+        "tollgate_allow_spdy": str(args.allow_spdy).lower(),
+    }
+    if args.kubeconfig:
+        settings["tollgate_kubeconfig"] = str(Path(args.kubeconfig).expanduser().absolute())
+    if "authenticate" in chosen.addons and args.auth:
+        settings["tollgate_auth"] = str(Path(args.auth).expanduser().absolute())
+    if "block" in chosen.addons:
+        settings["tollgate_policies"] = os.pathsep.join(map(str, policy_paths))
+        settings["tollgate_observe"] = str(args.observe).lower()
+    if "upstream" in chosen.addons:
+        settings["tollgate_upstream_identity"] = args.upstream_identity
+    settings |= {k: str(v).lower() for k, v in mitm_options.REQUIRED.items() if isinstance(v, bool)}
+    settings["connection_strategy"] = "lazy"
+    program = {"serve": "mitmdump", "web": "mitmweb"}[command]
+    if command == "web":
+        web_host, web_port = address(args.web, "--web")
+        check_free(web_host, web_port, "--web")
+        del settings["flow_detail"]
+        settings |= {"web_host": web_host, "web_port": str(web_port), "web_open_browser": "false"}
+    argv = [
+        str(Path(sys.executable).with_name(program)),
+        "--no-server",
+        "--mode",
+        f"reverse:https://{upstream}:{where.port}",
+    ]
+    argv += ["--listen-host", host, "--listen-port", str(port)]
+    for name, value in settings.items():
+        argv += ["--set", f"{name}={value}"]
+    for key in filter(None, args.forward_extra.split(",")):
+        argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
+    for addon in ("guard", *chosen.addons):
+        argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
+    if not args.print:
+        check_free(host, port, "--listen")
+    return Plan((*argv, *extra), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)
+
+
+def serving_certificate(
+    args: argparse.Namespace, state: Path, host: str, now: datetime.datetime
+) -> certificates.Certificate:
+    if bool(args.tls_cert) != bool(args.tls_key):
+        raise UsageError("--tls-cert and --tls-key belong together: give both or none")
+    if args.tls_cert:
+        return certificates.own(state, Path(args.tls_cert).expanduser(), Path(args.tls_key).expanduser(), now)
+    return certificates.ensure(state, host, now)
+
+
+def private_confdir(state: Path) -> Path:
+    """mitmproxy's own folder: with its CA, which signs nothing here, and without a config.yaml, for ever."""
+    from mitmproxy.certs import CertStore  # slow to import, and only needed here
+
+    confdir = state / "mitmproxy"
+    if not (confdir / "mitmproxy-ca.pem").is_file():
+        files.private_folder(confdir)
+        confdir.chmod(0o700)
+        CertStore.from_store(confdir, "mitmproxy", 2048)
+    confdir.chmod(0o500)  # whoever could write a config.yaml there would set any option
+    return confdir
+
+
+def main(command: str, argv: Sequence[str]) -> NoReturn:
+    own, extra = split(argv)
+    args = parser(command).parse_args(own)
+    try:
+        what = plan(command, args, extra, datetime.datetime.now(datetime.UTC))
+    except UsageError as e:
+        raise SystemExit(f"tollgate: {e}") from e
+    if args.print:
+        print(what.command())
+        raise SystemExit(0)
+    if args.observe:
+        print("tollgate: OBSERVE mode: policies decide and log, but stop nothing", file=sys.stderr)
+    if "authenticate" not in stack.choose(args.only, args.without).addons:
+        print("tollgate: WITHOUT authenticate: whoever reaches the port has the gateway's rights", file=sys.stderr)
+    os.execve(what.argv[0], what.argv, {**os.environ, **what.environment})  # noqa: S606 (its own program, no shell)

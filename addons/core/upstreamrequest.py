@@ -1,0 +1,72 @@
+"""
+The headers of the request that goes to the API server: a list of what may pass, what the
+gateway adds, and who is impersonated. Pure functions over raw (name, value) pairs.
+"""
+
+from collections.abc import Iterable, Set
+from urllib.parse import quote
+
+from addons.core.model import Identity
+from addons.core.status import Refused
+
+Fields = list[tuple[bytes, bytes]]
+
+# What the API server needs of a client. By list, not by exclusion: it honours headers that
+# nobody here has heard of yet as much as Audit-ID, X-Forwarded-For and Impersonate-*.
+# Not here on purpose: Accept-Encoding (a masker must read answers), Cookie, Warning, Range.
+ALLOWED = frozenset(b"accept content-type if-none-match kubectl-command kubectl-session traceparent user-agent".split())
+# The handshakes of exec, attach, port-forward and cp. Sec-WebSocket-Extensions is left out:
+# compressed frames could not be judged.
+ALLOWED_UPGRADE = {
+    "": frozenset[bytes](),
+    "websocket": frozenset(
+        b"connection upgrade sec-websocket-key sec-websocket-version sec-websocket-protocol".split()
+    ),
+    "spdy": frozenset(b"connection upgrade x-stream-protocol-version".split()),
+}
+
+# Groups that the API server gives to whoever is impersonated; sent, the gateway's RBAC would have to list them.
+ADDED_BY_SERVER = frozenset({"system:authenticated", "system:unauthenticated"})
+
+
+def allowed(fields: Iterable[tuple[bytes, bytes]], upgrade: str) -> Fields:
+    """The client's headers that go on. upgrade: "", "websocket" or "spdy"."""
+    names = ALLOWED | ALLOWED_UPGRADE[upgrade]
+    return [(name, value) for name, value in fields if name.lower() in names]
+
+
+def ours(audit_id: str, peer: str) -> Fields:
+    """Join our record to the server's audit log, and tell it the true source address."""
+    return [(b"audit-id", audit_id.encode()), (b"x-forwarded-for", peer.encode())]
+
+
+def impersonation(identity: Identity, forward_extra: Set[str]) -> Fields:
+    """
+    Impersonation headers for the identity (kubernetes.io/docs: User impersonation).
+
+    forward_extra: keys of `identity.extra` to pass on; every other stays here, since the
+    gateway's RBAC must name each key. Values are UTF-8; extra keys percent-encoded as
+    k8s.io/client-go/transport does (lower-case header-safe characters stay).
+    Raises status.Refused for a value that a header would not carry unchanged.
+    """
+    fields: Fields = [(b"impersonate-user", _value(identity.username))]
+    if identity.uid:
+        fields.append((b"impersonate-uid", _value(identity.uid)))
+    fields += [(b"impersonate-group", _value(group)) for group in identity.groups if group not in ADDED_BY_SERVER]
+    for key in sorted(forward_extra & identity.extra.keys()):
+        name = b"impersonate-extra-" + quote(key, safe="!#$&'*+-.^_`|~").encode()
+        fields += [(name, _value(value)) for value in identity.extra[key]]
+    return fields
+
+
+def _value(text: str) -> bytes:
+    # A line break would add a header of the token's choosing; Go trims spaces, so that the
+    # username "admin " would be impersonated as "admin".
+    if not text or text != text.strip() or any(ord(c) < 0x20 or ord(c) == 0x7F for c in text):
+        raise Refused(
+            403,
+            "identity-not-a-header",
+            "tollgate: your username, uid or a group is empty or holds spaces at an end or control characters and "
+            "cannot be impersonated; have your identity provider change it",
+        )
+    return text.encode()

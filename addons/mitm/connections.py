@@ -1,0 +1,15 @@
+"""The five connections to one server that mitmproxy allows a client connection: the sixth waits for ever, silently."""
+
+import asyncio
+from collections import defaultdict
+
+from mitmproxy import connection, ctx
+
+MOST = 1000  # upstream connections of one client connection; only upgrades and HTTP/1.1 need several
+
+
+def lift_limit(client: connection.Client) -> None:
+    """Called when a client has connected: the sixth watch over HTTP/1.1 must not hang."""
+    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+    if handler is not None:
+        handler.max_conns = defaultdict(lambda: asyncio.Semaphore(MOST))

@@ -1,0 +1,63 @@
+"""
+What goes over the wire but must not be in a flow, and what was on it but is not in a flow.
+
+The gateway's credential: a flow is displayed in mitmweb, saved and exported, so the
+`Authorization` for the API server is added to a copy of the request at the moment it is
+handed to the server connection, and exists nowhere else.
+
+The client's authority: in reverse mode mitmproxy overwrites Host and :authority before the
+first hook, so they are noted here for the guard to compare.
+"""
+
+import copy
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from mitmproxy import http
+from mitmproxy.proxy import layer
+from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, RequestHeaders
+
+from addons.core import facts
+from addons.mitm.patching import patch
+
+
+class Authority(NamedTuple):
+    """What the client itself said about the host it wants."""
+
+    authority: str  # :authority in HTTP/2; only an absolute-form target has one in HTTP/1
+    hosts: tuple[str, ...]  # every Host header
+
+
+_sent: WeakKeyDictionary[http.Request, Authority] = WeakKeyDictionary()
+
+
+def authority(request: http.Request) -> Authority | None:
+    """What the client sent, or None when the request did not come over the wire (a replay)."""
+    return _sent.get(request)
+
+
+def _with_credential(flow: http.HTTPFlow, event: RequestHeaders) -> RequestHeaders:
+    known = facts.of(flow)
+    if not known.credential:
+        return event
+    request = copy.copy(event.request)
+    request.data = copy.copy(request.data)
+    request.data.headers = http.Headers((*request.data.headers.fields, (b"authorization", known.credential.encode())))
+    known.credential = ""
+    return RequestHeaders(event.stream_id, request, event.end_stream)
+
+
+@patch
+def install() -> None:
+    original = HttpLayer.event_to_child
+
+    def event_to_child(self: HttpLayer, child: Any, event: Any) -> layer.CommandGenerator[None]:
+        if isinstance(event, RequestHeaders):
+            if not isinstance(child, HttpStream):
+                event = _with_credential(self.streams[event.stream_id].flow, event)
+            elif event.replay_flow is None:
+                headers = event.request.headers
+                _sent[event.request] = Authority(event.request.authority, tuple(headers.get_all("host")))
+        return original(self, child, event)
+
+    HttpLayer.event_to_child = event_to_child  # type: ignore[method-assign]
