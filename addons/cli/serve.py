@@ -71,19 +71,34 @@ def parser(command: str) -> argparse.ArgumentParser:
         p.add_argument(name, action="store_true", default=on, help=text)
 
     option("--listen", "127.0.0.1:8443", "where clients connect", metavar="HOST:PORT")
-    option("--kubeconfig", None, "the cluster and the gateway's own credential; default: the pod's ServiceAccount, "
-           "else $KUBECONFIG, else ~/.kube/config", metavar="FILE")  # fmt: skip
-    option("--auth", None, "an AuthenticationConfiguration; default: the cluster's own ServiceAccount tokens "
-           "with audience tollgate, named tollgate:system:serviceaccount:NS:NAME", metavar="FILE")  # fmt: skip
+    option(
+        "--kubeconfig",
+        None,
+        "the cluster and the gateway's own credential; default: the pod's ServiceAccount, "
+        "else $KUBECONFIG, else ~/.kube/config",
+        metavar="FILE",
+    )
+    option(
+        "--auth",
+        None,
+        "an AuthenticationConfiguration; default: the cluster's own ServiceAccount tokens "
+        "with audience tollgate, named tollgate:system:serviceaccount:NS:NAME",
+        metavar="FILE",
+    )
     option("--policies", str(ROOT / "policies"), "file or folder; several joined with ':'", metavar="PATH")
     option("--state", str(state_default()), "certificates and state", metavar="DIR")
     option("--recordings", str(ROOT / "recordings"), "where recordings go", metavar="DIR")
     option("--tls-cert", None, "serving certificate, PEM; default: one made in the state folder", metavar="FILE")
     option("--tls-key", None, "its key, PEM without passphrase", metavar="FILE")
-    option("--upstream-identity", "impersonate", "as whom requests go to the API server",
-           choices=("impersonate", "gateway"))  # fmt: skip
-    option("--forward-extra", "", "keys of the identity's extra to impersonate as well, comma-separated",
-           metavar="KEYS")  # fmt: skip
+    option(
+        "--upstream-identity",
+        "impersonate",
+        "as whom requests go to the API server",
+        choices=("impersonate", "gateway"),
+    )
+    option(
+        "--forward-extra", "", "keys of the identity's extra to impersonate as well, comma-separated", metavar="KEYS"
+    )
     option("--only", "", f"a shorter stack: only these of {', '.join(stack.ORDER)}", metavar="A,B")
     option("--without", "", "a shorter stack: all but these", metavar="A")
     switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
@@ -151,8 +166,6 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         "rawtcp": str(args.allow_spdy).lower(),
         "command_history": "false",
         "flow_detail": "0",
-        "tls_version_client_min": "TLS1_2",
-        "tls_version_server_min": "TLS1_2",
         "tollgate_stack": ",".join(chosen.addons),
         "tollgate_state": str(state),
         "tollgate_allow_spdy": str(args.allow_spdy).lower(),

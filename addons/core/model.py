@@ -136,6 +136,27 @@ class Action(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Approval:
+    """Who must say yes to what a hold rule holds, and for how long a yes counts."""
+
+    groups: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+    needed: int = 1  # different people
+    wait: int = 25  # seconds the request is held open; real clients give up after 30 (mcp: kubectl apply)
+    valid: int = 900  # seconds from the yes to its use
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One hold rule that matched. All holds of a verdict must be satisfied, not just one."""
+
+    policy: str
+    rule: str
+    message: str
+    approval: Approval
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What to do with an operation, by which rule, and one line that says so. `Verdict()` denies."""
 
@@ -145,3 +166,4 @@ class Verdict:
     revision: str = ""  # of all policies loaded together
     message: str = "nothing allows this"
     observed: tuple["Verdict", ...] = ()  # what policies in observe mode would have said
+    holds: tuple[Hold, ...] = ()  # every hold rule that matched; only when action is HOLD

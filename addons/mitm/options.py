@@ -73,6 +73,9 @@ def violations(options: Options, allow_spdy: bool, wanted: Mapping[str, Any] = R
     ]
     if options.rawtcp and not allow_spdy:
         found.append("rawtcp must be False unless tollgate_allow_spdy is set")
+    for name in ("tls_version_client_min", "tls_version_server_min"):  # 1.2 is mitmproxy's own default
+        if getattr(options, name) not in ("TLS1_2", "TLS1_3"):
+            found.append(f"{name} must be TLS1_2 or TLS1_3, not {getattr(options, name)!r}")
     if options.body_size_limit is None:
         found.append("body_size_limit must be set, e.g. 3m, the API server's own limit")
     for name in ("config.yaml", "config.yml"):

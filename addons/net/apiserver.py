@@ -143,8 +143,8 @@ class ApiServer:
 
     @property
     def authorization(self) -> str:
-        """The value of `Authorization`; "" when the credential is a client certificate."""
-        if self._run is not None and not self._loaded_at:
+        """The value of `Authorization`; "" when the credential is a client certificate. Raises ApiServerError."""
+        if not self._loaded_at:  # direction: without a credential a request would go up as anonymous
             raise ApiServerError("the gateway has no credential for the API server yet")
         return str(self._configuration.api_key.get("BearerToken", "")).strip()  # token files end in a newline
 

@@ -16,7 +16,9 @@ from addons.core.status import Refused
         pytest.param([(b"X-Remote-User", b"root")], "identity-header", id="front proxy user"),
         pytest.param([(b"x-remote-extra-a", b"b")], "identity-header", id="front proxy extra"),
         pytest.param([(b"X_Remote_Group", b"b")], "identity-header", id="front proxy, underscores"),
-        pytest.param([(b"Authorization", b"Bearer a"), (b"authorization", b"Bearer b")], "header-duplicate", id="two tokens"),
+        pytest.param(
+            [(b"Authorization", b"Bearer a"), (b"authorization", b"Bearer b")], "header-duplicate", id="two tokens"
+        ),
         pytest.param([(b"content-type", b"a"), (b"Content-Type", b"b")], "header-duplicate", id="two content types"),
         pytest.param([(b"Content-Length", b"1"), (b"Content-Length", b"1")], "header-duplicate", id="two lengths"),
         pytest.param([(b"Accept", b"a\r\n b")], "header-folded", id="folded"),
@@ -26,7 +28,7 @@ from addons.core.status import Refused
         pytest.param([(b"Connection", b"")], "connection-nominates", id="empty Connection"),
         pytest.param([(b"Expect", b"200-ok")], "expect", id="unknown Expect"),
     ],
-)  # fmt: skip
+)
 def test_refused(fields, cause):
     with pytest.raises(Refused) as e:
         headers.check(fields)
@@ -73,7 +75,7 @@ def test_no_spelling_of_an_identity_header_passes(prefix, rest, random):
 )
 def test_upgrade(values, http2, expected):
     if expected is None:
-        with pytest.raises(Refused, match="only HTTP/1.1 upgrades"):
+        with pytest.raises(Refused, match=r"only HTTP/1\.1 upgrades"):
             headers.upgrade_protocol(values, http2=http2)
     else:
         assert headers.upgrade_protocol(values, http2=http2) == expected

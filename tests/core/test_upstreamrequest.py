@@ -25,13 +25,21 @@ def test_headers_pass_by_list():
     ("upgrade", "kept"),
     [
         pytest.param("", [], id="no upgrade"),
-        pytest.param("websocket", [b"Connection", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Protocol"], id="ws"),
+        pytest.param(
+            "websocket", [b"Connection", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Protocol"], id="ws"
+        ),
         pytest.param("spdy", [b"Connection", b"Upgrade", b"X-Stream-Protocol-Version"], id="spdy"),
     ],
-)  # fmt: skip
+)
 def test_handshakes(upgrade, kept):
-    names = [b"Connection", b"Upgrade", b"Sec-WebSocket-Key", b"Sec-WebSocket-Protocol", b"Sec-WebSocket-Extensions",
-             b"X-Stream-Protocol-Version"]  # fmt: skip
+    names = [
+        b"Connection",
+        b"Upgrade",
+        b"Sec-WebSocket-Key",
+        b"Sec-WebSocket-Protocol",
+        b"Sec-WebSocket-Extensions",
+        b"X-Stream-Protocol-Version",
+    ]
     assert [n for n, _ in upstreamrequest.allowed([(n, b"x") for n in names], upgrade)] == kept
 
 

@@ -71,15 +71,26 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "gateway.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "addons.cli", "serve", "--listen", f"127.0.0.1:{port}",
-             "--state", str(folder / "state"), "--recordings", str(folder / "recordings"), *arguments],
+            [
+                sys.executable,
+                "-m",
+                "addons.cli",
+                "serve",
+                "--listen",
+                f"127.0.0.1:{port}",
+                "--state",
+                str(folder / "state"),
+                "--recordings",
+                str(folder / "recordings"),
+                *arguments,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(root), **(environment or {})},
             start_new_session=True,
-        )  # fmt: skip
+        )
 
 
 def wait_open(process: subprocess.Popen[bytes], folder: Path, port: int) -> None:

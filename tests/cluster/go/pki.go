@@ -76,6 +76,14 @@ func writePKI(folder string) error {
 			DNSNames:    []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"},
 			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback, net.IPv4(10, 0, 0, 1)},
 		},
+		// For etcd as a server and for its only client, kube-apiserver: whoever
+		// could write to etcd would be admin, and exec runs commands.
+		"etcd": {
+			Subject:     pkix.Name{CommonName: "etcd"},
+			KeyUsage:    x509.KeyUsageDigitalSignature,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+			IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		},
 		"kubelet": {
 			Subject:     pkix.Name{CommonName: "system:node:node-1", Organization: []string{"system:nodes"}},
 			KeyUsage:    x509.KeyUsageDigitalSignature,

@@ -1,0 +1,100 @@
+import asyncio
+import json
+
+from addons.core import facts, status
+from addons.core.model import Impact, Operation, RequestInfo
+from addons.mitm import cutting
+from tests import http2, proxy
+
+EXPIRED = status.Refusal(403, "expired", "tollgate: your token has expired; get a new one")
+
+
+class Streams:
+    """Streams every answer, and cuts a flow when told."""
+
+    name = "streams"
+
+    def __init__(self):
+        self.flows = {}
+
+    def requestheaders(self, flow):
+        self.flows[flow.request.path] = flow
+        info = RequestInfo(verb="watch" if "watch" in flow.request.path else "get", path=flow.request.path)
+        facts.of(flow).operation = Operation(info, "GET", frozenset({Impact.READ}))
+
+    def responseheaders(self, flow):
+        flow.response.stream = True
+
+    def cut(self, path):
+        cutting.cut(self.flows[path], EXPIRED)
+
+
+def begin(peer, sid, head):
+    if head[":path"] != "/silent":
+        peer.respond(sid, 200, b'{"type":"ADDED"}\n', end=False, headers=(("content-type", "application/json"),))
+
+
+async def through(tls, confdir, test):
+    addon = Streams()
+    async with (
+        http2.server(tls.combined, begin) as (upstream, peers),
+        proxy.running(upstream, tls.combined, tls.ca_file, confdir, addon) as port,
+        http2.connect(port, tls.ca_file) as client,
+    ):
+        await test(addon, client, peers)
+
+
+async def test_a_watch_ends_with_an_error_event_and_a_reset(tls, confdir):
+    async def test(addon, client, peers):
+        watch, neighbour = client.start("/watch"), client.start("/watch/other")
+        await watch.until(lambda a: a.body)
+        await neighbour.until(lambda a: a.body)
+        addon.cut("/watch")
+        await watch.until(lambda a: a.ended.is_set())
+        added, error = map(json.loads, watch.body.splitlines())
+        assert added == {"type": "ADDED"}
+        assert error["type"] == "ERROR"
+        assert error["object"]["message"] == EXPIRED.message
+        assert watch.reset is not None  # never what looks like a complete answer
+        assert not neighbour.ended.is_set()
+
+    await through(tls, confdir, test)
+
+
+async def test_another_stream_is_only_reset(tls, confdir):
+    async def test(addon, client, peers):
+        logs = client.start("/log")
+        await logs.until(lambda a: a.body)
+        addon.cut("/log")
+        await logs.until(lambda a: a.ended.is_set())
+        assert logs.body == b'{"type":"ADDED"}\n'
+        assert logs.reset is not None
+
+    await through(tls, confdir, test)
+
+
+async def test_an_answer_that_has_not_begun_is_a_status(tls, confdir):
+    async def test(addon, client, peers):
+        silent = client.start("/silent")
+        while not (peers and peers[0].requests):
+            await asyncio.sleep(0.01)
+        addon.cut("/silent")
+        await silent.until(lambda a: a.ended.is_set())
+        assert silent.status == 403
+        assert json.loads(silent.body)["message"] == EXPIRED.message
+
+    await through(tls, confdir, test)
+
+
+async def test_what_is_over_can_be_cut_without_harm(tls, confdir):
+    async def test(addon, client, peers):
+        logs = client.start("/log")
+        await logs.until(lambda a: a.body)
+        addon.cut("/log")
+        addon.cut("/log")
+        await logs.until(lambda a: a.ended.is_set())
+        addon.cut("/log")
+        neighbour = client.start("/watch")
+        await neighbour.until(lambda a: a.body)
+
+    await through(tls, confdir, test)

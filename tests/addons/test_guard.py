@@ -1,0 +1,336 @@
+import pytest
+from mitmproxy import addons, connection, ctx, http
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.test import taddons, tflow, tutils
+
+from addons import guard
+from addons.core import facts, stack
+from addons.core.model import Identity
+from addons.mitm import answers
+from addons.mitm.seal import seal
+
+SAFE = {
+    "mode": ["reverse:https://127.0.0.1:6443"],
+    "connection_strategy": "lazy",
+    "upstream_cert": False,
+    "body_size_limit": "3m",
+    "rawtcp": False,
+    "http3": False,
+    "onboarding": False,
+}
+
+
+@pytest.fixture
+def stacked(tmp_path):
+    """A guard and its last word, configured for the full stack."""
+    addon = guard.Guard()
+    with taddons.context(loadcore=False) as tctx:
+        tctx.master.addons.add(*addons.default_addons())
+        tctx.options.update(confdir=str(tmp_path), **SAFE)
+        tctx.master.addons.add(addon)
+        last = tctx.master.addons.get("tollgate_last_word")
+        for one in (addon, last):
+            one.configure(set(tctx.options.keys()))
+        yield addon, last
+
+
+def a_flow(**request):
+    flow = tflow.tflow(
+        req=tutils.treq(
+            **{"path": b"/api/v1/namespaces/shop/pods", "headers": http.Headers(), "content": b"", **request}
+        )
+    )
+    flow.client_conn.timestamp_tls_setup = 1.0
+    return flow
+
+
+def pass_all(flow):
+    facts.of(flow).passed |= stack.FULL.request
+
+
+def test_a_judged_request_is_released(stacked):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    assert flow.response.status_code == 503  # nobody has looked yet
+    first.request(flow)
+    pass_all(flow)
+    last.request(flow)
+    assert flow.response is None
+    assert facts.of(flow).released
+
+
+@pytest.mark.parametrize("missing", sorted(stack.FULL.request))
+def test_one_missing_stamp_and_the_refusal_stands(stacked, missing):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    facts.of(flow).passed = set(stack.FULL.request - {missing})
+    last.request(flow)
+    assert flow.response.status_code == 503
+    assert not facts.of(flow).released
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda f: setattr(f, "error", object()), id="an error"),
+        pytest.param(lambda f: setattr(f, "is_replay", "request"), id="a replay"),
+        pytest.param(lambda f: setattr(facts.of(f), "answered_by", "x"), id="an addon's answer"),
+        pytest.param(lambda f: setattr(f, "response", answers.response(guard.REDIRECT)), id="another response"),
+        pytest.param(lambda f: setattr(facts.of(f), "refusal", None), id="no refusal, and none there"),
+    ],
+)
+def test_not_released(stacked, spoil):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    pass_all(flow)
+    spoil(flow)
+    last.request(flow)
+    assert flow.response is not None
+    assert not facts.of(flow).released
+
+
+def test_the_guard_itself_failed(stacked):
+    _, last = stacked
+    flow = a_flow()  # requestheaders raised before it set anything: `None is None` must not release
+    last.request(flow)
+    assert flow.response.status_code == 503
+
+
+def test_changed_after_the_verdict(stacked):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    pass_all(flow)
+    facts.of(flow).sealed = seal(flow.request)
+    flow.request.path = "/api/v1/namespaces/kube-system/secrets"
+    last.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "changed-after-verdict"
+
+
+def test_facts_of_an_earlier_run_are_forgotten(stacked):
+    first, last = stacked
+    flow = a_flow()
+    pass_all(flow)
+    facts.of(flow).released = True
+    first.requestheaders(flow)
+    last.request(flow)
+    assert flow.response.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("request_parts", "cause"),
+    [
+        pytest.param({"path": b"/api//v1"}, "path-not-canonical", id="path"),
+        pytest.param({"method": b"TRACE"}, "method-unknown", id="method"),
+        pytest.param({"headers": http.Headers(((b"Impersonate-User", b"x"),))}, "identity-header", id="impersonation"),
+        pytest.param({"http_version": b"HTTP/1.0"}, "http-version", id="HTTP/1.0"),
+        pytest.param({"headers": http.Headers(((b"Upgrade", b"websocket"),))}, "upgrade-here", id="upgrade of a list"),
+        pytest.param(
+            {"headers": http.Headers(((b"Upgrade", b"websocket"),)), "path": b"/apis/x.io/v1/namespaces/a/pods/b/exec"},
+            "upgrade-here",
+            id="upgrade of another group's pods/exec",
+        ),
+        pytest.param({"headers": http.Headers(((b"Upgrade", b"h2c"),))}, "upgrade-unknown", id="h2c"),
+    ],
+)
+def test_refused_before_anyone_looks(stacked, request_parts, cause):
+    first, last = stacked
+    flow = a_flow(**request_parts)
+    first.requestheaders(flow)
+    pass_all(flow)
+    last.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == cause
+
+
+def test_plaintext_is_refused(stacked):
+    first, _ = stacked
+    flow = a_flow()
+    flow.client_conn.timestamp_tls_setup = None
+    first.requestheaders(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "plaintext"
+
+
+@pytest.mark.parametrize(
+    ("method", "content", "trailers", "cause"),
+    [
+        pytest.param(b"GET", b"x", None, "body-unexpected", id="GET with a body"),
+        pytest.param(b"POST", b"x", http.Headers(((b"a", b"b"),)), "trailers", id="trailers"),
+    ],
+)
+def test_bodies(stacked, method, content, trailers, cause):
+    first, _ = stacked
+    flow = a_flow(method=method, content=content)
+    flow.request.trailers = trailers
+    first.requestheaders(flow)
+    first.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == cause
+
+
+@pytest.mark.parametrize(
+    ("option", "who"),
+    [
+        pytest.param("tollgate_source_rate", "source address 127.0.0.1", id="rate of a source"),
+        pytest.param("tollgate_identity_rate", "identity jane", id="rate of an identity"),
+        pytest.param("tollgate_source_open", "source address 127.0.0.1", id="open of a source"),
+        pytest.param("tollgate_identity_open", "identity jane", id="open of an identity"),
+    ],
+)
+def test_limits_name_themselves(stacked, option, who):
+    first, _ = stacked
+    flows = []
+    ctx.options.update(**{option: 1})
+    for _ in range(3):
+        flow = a_flow()
+        first.requestheaders(flow)
+        facts.of(flow).identity = Identity("jane")
+        first.request(flow)
+        flows.append(flow)
+    refused = [f for f in flows if facts.of(f).answered_by]
+    assert refused
+    assert who in refused[-1].response.text
+    assert option in refused[-1].response.text
+    assert refused[-1].response.status_code == 403
+
+
+def test_shares_come_back(stacked):
+    first, last = stacked
+    for end in (last.error, last.response, lambda f: first.client_disconnected(f.client_conn)):
+        flow = a_flow()
+        first.requestheaders(flow)
+        assert first.open_by_source.of("127.0.0.1") == 1
+        end(flow)
+        assert first.open_by_source.of("127.0.0.1") == 0
+
+
+def released(stacked, **response):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    pass_all(flow)
+    last.request(flow)
+    flow.response = http.Response.make(**{"status_code": 200, "content": b"secret", **response})
+    return first, last, flow
+
+
+def test_an_answer_that_everyone_judged_goes_on(stacked):
+    first, last, flow = released(stacked)
+    first.response(flow)
+    assert flow.response.status_code == 502
+    facts.of(flow).passed |= stack.FULL.response
+    last.response(flow)
+    assert flow.response.content == b"secret"
+
+
+@pytest.mark.parametrize("missing", sorted(stack.FULL.response))
+def test_an_answer_that_one_did_not_judge_is_withheld(stacked, missing):
+    first, last, flow = released(stacked)
+    first.response(flow)
+    facts.of(flow).passed |= stack.FULL.response - {missing}
+    last.response(flow)
+    assert flow.response.status_code == 502
+    assert b"secret" not in flow.response.content
+
+
+def test_a_redirect_is_not_passed_on(stacked):
+    first, last, flow = released(stacked, status_code=302, headers={"Location": "https://evil"})
+    first.responseheaders(flow)
+    first.response(flow)
+    facts.of(flow).passed |= stack.FULL.response
+    last.response(flow)
+    assert flow.response.status_code == 502
+    assert "evil" not in str(flow.response.headers)
+
+
+def test_not_modified_is_no_redirect(stacked):
+    first, last, flow = released(stacked, status_code=304, content=b"")
+    first.responseheaders(flow)
+    first.response(flow)
+    facts.of(flow).passed |= stack.FULL.response
+    last.response(flow)
+    assert flow.response.status_code == 304
+
+
+def test_a_frame_is_dropped_until_it_is_judged(stacked):
+    first, last = stacked
+    flow = tflow.twebsocketflow()
+    first.websocket_message(flow)
+    assert flow.websocket.messages[-1].dropped
+    facts.of(flow).judged |= stack.FULL.frame
+    last.websocket_message(flow)
+    assert not flow.websocket.messages[-1].dropped
+    assert len(flow.websocket.messages) == 1  # memory stays flat
+
+
+def test_raw_bytes_without_a_judged_request_are_cut_off(stacked):
+    first, _ = stacked
+    flow = tflow.ttcpflow()
+    flow.live = True
+    first.tcp_start(flow)
+    assert flow.error
+
+
+def test_spdy_bytes_are_withheld_until_judged(stacked):
+    first, last = stacked
+    origin, flow = a_flow(), tflow.ttcpflow()
+    first.upgraded[flow.client_conn.id] = origin
+    first.tcp_start(flow)
+    content = flow.messages[-1].content
+    first.tcp_message(flow)
+    assert flow.messages[-1].content == b""
+    facts.of(flow).judged |= stack.FULL.frame
+    last.tcp_message(flow)
+    assert flow.messages[-1].content == content
+
+
+def test_only_the_api_server_is_connected_to(stacked):
+    _, last = stacked
+    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+    client.proxy_mode = type("Mode", (), {"address": ("127.0.0.1", 6443)})()
+    for address, error in ((("127.0.0.1", 6443), False), (("169.254.169.254", 80), True)):
+        data = type("Data", (), {"client": client, "server": connection.Server(address=address)})()
+        last.server_connect(data)
+        assert bool(data.server.error) is error
+
+
+def test_connect_is_refused_by_both(stacked):
+    first, last = stacked
+    flow = a_flow(method=b"CONNECT")
+    first.http_connect(flow)
+    assert flow.response.status_code == 405
+    flow.response = None
+    last.http_connect(flow)
+    assert flow.response.status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        pytest.param("ssl_insecure", True, id="no verification"),
+        pytest.param("stream_large_bodies", "1m", id="bodies past the hook"),
+        pytest.param("ignore_hosts", [".*"], id="no HTTP layer"),
+        pytest.param("map_remote", ["|x|y"], id="rewrites"),
+        pytest.param("connection_strategy", "eager", id="eager"),
+        pytest.param("validate_inbound_headers", False, id="smuggling"),
+        pytest.param("rawtcp", True, id="raw TCP"),
+        pytest.param("mode", ["regular"], id="a forward proxy"),
+        pytest.param("mode", ["reverse:https://a:1", "reverse:https://b:1@8081"], id="two upstreams"),
+        pytest.param("tollgate_stack", "classfy", id="a misspelled stack"),
+    ],
+)
+def test_dangerous_options_are_refused_and_nothing_passes(stacked, option, value):
+    first, _ = stacked
+    with pytest.raises(OptionsError, match=option):
+        ctx.options.update(**{option: value})
+    flow = a_flow()
+    first.requestheaders(flow)
+    assert flow.response.status_code == 503
+
+
+def test_not_configured_denies():
+    flow = a_flow()
+    with taddons.context():
+        guard.Guard().requestheaders(flow)
+    assert flow.response.status_code == 503

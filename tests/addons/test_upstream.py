@@ -1,0 +1,180 @@
+import json
+
+import pytest
+from mitmproxy import http
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.test import taddons, tflow, tutils
+
+from addons import upstream
+from addons.core import facts
+from addons.core.model import Identity, Impact, Operation, RequestInfo
+from addons.net import apiserver
+
+PATH = "/api/v1/namespaces/shop/pods"
+
+
+@pytest.fixture
+def kubeconfig(tmp_path):
+    def write(server="https://127.0.0.1:6443", **user):
+        path = tmp_path / f"kubeconfig-{len(list(tmp_path.iterdir()))}"
+        config = {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "clusters": [{"name": "k", "cluster": {"server": server}}],
+            "users": [{"name": "u", "user": user or {"token": "of-the-gateway"}}],
+        }
+        path.write_text(json.dumps(config))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+async def addon(kubeconfig):
+    one = upstream.Upstream()
+    with taddons.context(loadcore=False) as tctx:
+        tctx.options.add_option("ssl_verify_upstream_trusted_ca", str | None, None, "")
+        tctx.options.add_option("tollgate_allow_spdy", bool, False, "")
+        tctx.master.addons.add(one)
+        tctx.configure(one, tollgate_kubeconfig=kubeconfig())
+        await one.server.refresh()
+        yield one, tctx
+
+
+def a_flow(upgrade="", **request):
+    headers = http.Headers(
+        ((b"Host", b"127.0.0.1:6443"), (b"Accept", b"application/json"), (b"X-Forwarded-For", b"6.6.6.6"),
+         (b"Audit-ID", b"forged"), (b"Upgrade", b"websocket"))
+    )  # fmt: skip
+    req = tutils.treq(scheme=b"https", host="127.0.0.1", port=6443, path=PATH.encode(), headers=headers, content=b"")
+    flow = tflow.tflow(req=req)
+    known = facts.of(flow)
+    known.identity = Identity("tollgate:jane", groups=("dev",))
+    info = RequestInfo(verb="list", path=PATH, is_resource_request=True)
+    known.operation = Operation(info, "GET", frozenset({Impact.READ}), upgrade=upgrade)
+    return flow
+
+
+def test_the_request_that_goes_up(addon):
+    one, _ = addon
+    flow = a_flow()
+    one.request(flow)
+    known = facts.of(flow)
+    assert dict(flow.request.headers) == {
+        "Host": "127.0.0.1:6443",
+        "Accept": "application/json",
+        "audit-id": known.audit_id,
+        "x-forwarded-for": "127.0.0.1",
+        "impersonate-user": "tollgate:jane",
+        "impersonate-group": "dev",
+    }
+    assert known.credential == "Bearer of-the-gateway"
+    assert known.passed == {("tollgate_upstream", "request")}
+
+
+def test_as_the_gateway_nobody_is_impersonated(addon):
+    one, tctx = addon
+    tctx.configure(one, tollgate_upstream_identity="gateway")
+    flow = a_flow()
+    one.request(flow)
+    assert "impersonate-user" not in flow.request.headers
+
+
+def test_a_handshake_goes_up_whole(addon):
+    one, _ = addon
+    flow = a_flow(upgrade="websocket")
+    one.request(flow)
+    assert flow.request.headers["upgrade"] == "websocket"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        pytest.param(lambda one, flow: setattr(one, "server", None), "no-own-credential", id="no server"),
+        pytest.param(lambda one, flow: setattr(flow.request, "host", "evil"), "wrong-upstream", id="another host"),
+        pytest.param(lambda one, flow: setattr(flow.request, "scheme", "http"), "wrong-upstream", id="plain"),
+        pytest.param(
+            lambda one, flow: setattr(facts.of(flow), "identity", Identity("a\nb")), "identity-not-a-header", id="name"
+        ),
+    ],
+)
+def test_refused(addon, spoil, reason):
+    one, _ = addon
+    flow = a_flow()
+    spoil(one, flow)
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == reason
+    assert not facts.of(flow).passed
+
+
+def test_spdy_is_refused_unless_allowed(addon):
+    one, tctx = addon
+    flow = a_flow(upgrade="spdy")
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "spdy"
+    tctx.options.update(tollgate_allow_spdy=True)
+    flow = a_flow(upgrade="spdy")
+    one.request(flow)
+    assert flow.response is None
+
+
+@pytest.mark.parametrize("missing", ["identity", "operation"])
+def test_what_was_not_established_raises_and_does_not_pass(addon, missing):
+    one, _ = addon
+    flow = a_flow()
+    setattr(facts.of(flow), missing, None)
+    with pytest.raises((facts.NotAuthenticated, facts.NotClassified)):
+        one.request(flow)
+    assert not facts.of(flow).passed
+
+
+def test_the_first_answer_stands(addon):
+    one, _ = addon
+    flow = a_flow()
+    facts.of(flow).answered_by = "tollgate_block"
+    one.request(flow)
+    assert not facts.of(flow).passed
+    assert not facts.of(flow).credential
+
+
+@pytest.mark.parametrize("code", [200, 101, 401])
+def test_answers(addon, code):
+    one, _ = addon
+    flow = a_flow()
+    facts.of(flow).released = True
+    flow.response = http.Response.make(code)
+    one.renew = lambda: None
+    one.responseheaders(flow)
+    assert flow.response.stream is (code != 101)
+    assert (facts.of(flow).answer_refusal is upstream.OWN_CREDENTIAL_REFUSED) is (code == 401)
+
+
+async def test_a_path_prefix_of_the_hoster(kubeconfig, addon):
+    one, tctx = addon
+    tctx.configure(one, tollgate_kubeconfig=kubeconfig("https://127.0.0.1:6443/k8s/clusters/c-1/"))
+    await one.server.refresh()
+    flow = a_flow()
+    one.request(flow)
+    assert flow.request.path == "/k8s/clusters/c-1" + PATH
+
+
+def test_a_bad_kubeconfig_is_an_error_and_the_old_one_stays(addon):
+    one, tctx = addon
+    with pytest.raises(OptionsError, match=r"tollgate_kubeconfig: .*no file"):
+        tctx.configure(one, tollgate_kubeconfig="/nonexistent/kubeconfig")
+    flow = a_flow()
+    one.request(flow)
+    assert flow.response is None
+
+
+def test_without_a_credential_nothing_goes_up(kubeconfig, addon):
+    one, tctx = addon
+    tctx.configure(one, tollgate_kubeconfig=kubeconfig())  # and not read yet
+    flow = a_flow()
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "no-own-credential"
+
+
+def test_authenticate_and_upstream_share_one_server(kubeconfig):
+    path = kubeconfig()
+    assert apiserver.shared(path) is apiserver.shared(path)
