@@ -427,10 +427,12 @@ def check_head(flow: http.HTTPFlow, allow_spdy: bool) -> None:
     sent = wire.authority(request)
     if sent is not None:
         headers.check_authority(sent.authority, sent.hosts, http2=http2)
-    target = canonical.read(request.method, request.path)
+    # As sent: mitmproxy's `request.method` is upper case, and `delete` is another method.
+    method = request.data.method.decode("latin-1")
+    target = canonical.read(method, request.path)
     protocol = headers.upgrade_protocol(request.headers.get_all("upgrade"), http2=http2)
     if protocol:
-        info = requestinfo.parse(request.method, target.path, target.query)
+        info = requestinfo.parse(method, target.path, target.query)
         if (info.resource, info.subresource) not in STREAMING or info.api_group:
             raise status.Refused(
                 400, "upgrade-here", "tollgate: this path is not one that can be upgraded; send it without Upgrade"

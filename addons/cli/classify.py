@@ -92,7 +92,7 @@ def _request(line: str) -> tuple[str, str, dict[str, str], bytes]:
     for field in ("method", "url"):
         if not isinstance(asked.get(field), str):
             raise NotARequest(f"{field}: missing, or not a string")
-    headers = asked.get("headers") or {}
+    headers = {} if asked.get("headers") is None else asked["headers"]
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise NotARequest("headers: not an object of strings")
     return asked["method"], asked["url"], headers, _body(asked.get("body"))

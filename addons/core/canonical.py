@@ -125,7 +125,7 @@ def _strict(path: str) -> str:
             # `%61pi` is `api` to the API server, and a string no rule was written for to others.
             raise _not_canonical("it escapes letters that need no escape")
         if _STRUCTURE.match(byte):
-            raise _not_canonical("it escapes a character that separates (/, \\, ;, %, ? or #)")
+            raise _not_canonical("it escapes a character that separates (slash, backslash, semicolon, %, ? or #)")
     decoded = _utf8(path)
     segments = decoded.split("/")
     if not segments[-1]:
@@ -167,7 +167,7 @@ def _utf8(escaped: str) -> str:
 
 def _why_not(path: str) -> str:
     if "\\" in path or ";" in path or "#" in path:
-        return "it holds one of \\ ; #, which separate for some readers"
+        return "it holds a backslash, a semicolon or a #, which separate for some readers"
     if not path.isascii() or _CONTROL.search(path):
         return "it holds a raw control character or a letter outside ASCII"
     if "%" in path:
@@ -191,7 +191,7 @@ def _query(raw: str, is_proxy: bool) -> Pairs:
         return tuple(pairs)  # the program's own, behind the proxy
     seen: set[str] = set()
     for key, value in pairs:
-        known = _BY_FOLDED.get(key.casefold())
+        known = key if key in MEANINGFUL else _BY_FOLDED.get(key.casefold())
         if known is None:
             if _QUERY_CONTROL.search(key + value):
                 raise _bad_query("it holds a control character")
@@ -217,6 +217,8 @@ def _cut(part: str) -> tuple[str, str]:
 
 def _decode(part: str) -> tuple[str, str]:
     key, _, value = part.partition("=")
+    if "%" not in part and "+" not in part:
+        return key, value
     try:
         plain_key = unquote_to_bytes(key.replace("+", " ")).decode()
         plain_value = unquote_to_bytes(value.replace("+", " ")).decode()

@@ -122,10 +122,6 @@ class Operation:
     def severity(self) -> Impact:
         return max(self.impacts)
 
-    @property
-    def mutates(self) -> bool:
-        return self.severity > Impact.READ and self.impacts != frozenset({Impact.REVEAL, Impact.READ})
-
 
 class Action(enum.IntEnum):
     """Ordered: the greatest of all matching rules wins."""

@@ -97,8 +97,7 @@ def _list_or_watch(query: Pairs) -> tuple[str, str]:
         return ("watch" if watch is not None and watch.lower() not in ("false", "0") else "list"), ""
     # `watch`, `watch=` and `watch=no` all watch (conversion.go, Convert_Slice_string_To_bool).
     verb = "watch" if watch is not None and watch != "0" and watch.casefold() != "false" else "list"
-    name = exact_name(_first(query, "fieldSelector") or "")
-    return verb, name
+    return verb, exact_name(_first(query, "fieldSelector") or "")
 
 
 def _decodes(query: Pairs) -> bool:

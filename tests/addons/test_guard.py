@@ -125,6 +125,7 @@ def test_facts_of_an_earlier_run_are_forgotten(stacked):
     [
         pytest.param({"path": b"/api//v1"}, "path-not-canonical", id="path"),
         pytest.param({"method": b"TRACE"}, "method-unknown", id="method"),
+        pytest.param({"method": b"delete"}, "method-unknown", id="lower-case method"),
         pytest.param({"headers": http.Headers(((b"Impersonate-User", b"x"),))}, "identity-header", id="impersonation"),
         pytest.param({"http_version": b"HTTP/1.0"}, "http-version", id="HTTP/1.0"),
         pytest.param({"headers": http.Headers(((b"Upgrade", b"websocket"),))}, "upgrade-here", id="upgrade of a list"),

@@ -13,6 +13,9 @@ PODS = "/api/v1/namespaces/x/pods"
 def cause(method, target):
     with pytest.raises(Refused) as e:
         canonical.check_target(method, target)
+    message = e.value.refusal.message
+    assert message.isprintable()
+    assert not {'"', "\\"} & set(message)  # clients escape these
     return e.value.refusal.code, e.value.refusal.cause
 
 

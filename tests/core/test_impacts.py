@@ -20,18 +20,31 @@ def of(method, url, own="tollgate"):
         # Pages
         *(
             pytest.param("GET", url, "meta", id=url)
-            for url in (
-                "/ /api /api/v1 /apis /apis/apps /apis/apps/v1 /version /healthz /livez/ping /readyz /openapi/v2 "
-                "/openapi/v3/apis/apps/v1 /openapi/v3 /openid/v1/jwks /.well-known/openid-configuration"
-            ).split()  # noqa: SIM905
+            for url in [
+                "/",
+                "/api",
+                "/api/v1",
+                "/apis",
+                "/apis/apps",
+                "/apis/apps/v1",
+                "/version",
+                "/healthz",
+                "/livez/ping",
+                "/readyz",
+                "/openapi/v2",
+                "/openapi/v3/apis/apps/v1",
+                "/openapi/v3",
+                "/openid/v1/jwks",
+                "/.well-known/openid-configuration",
+            ]
         ),
         pytest.param("HEAD", "/healthz", "meta", id="head"),
         *(
             pytest.param("GET", url, "read reveal", id=url)
             for url in ("/metrics", "/logs/x", "/debug/pprof/", "/version/x", "/configz", "/healthz/", "/API/v1")
         ),
-        pytest.param("POST", "/api", "write reveal execute", id="POST to a page"),
-        pytest.param("PUT", "/debug/flags/v", "write reveal execute", id="PUT to a page"),
+        pytest.param("POST", "/api", "read write reveal execute", id="POST to a page"),
+        pytest.param("PUT", "/debug/flags/v", "read write reveal execute", id="PUT to a page"),
         # Verbs
         pytest.param("GET", f"{NS}/pods", "read", id="list"),
         pytest.param("GET", f"{NS}/pods?watch=1", "read", id="watch"),

@@ -1,5 +1,7 @@
 import base64
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -286,3 +288,14 @@ def test_agrees_with_kubernetes():
     objects = [expected for _, expected in FIXTURES.values()]
     for encoded, expected in zip(controlplane.encode(objects), objects, strict=True):
         assert kubeproto.decode(base64.b64decode(encoded)) == expected
+
+
+@pytest.mark.e2e
+def test_the_schema_is_that_of_kubernetes():
+    from tests.cluster import build
+
+    go, _ = build.find_go(build.cache_folder())
+    module = Path(build.__file__).with_name("protoschema")
+    made = subprocess.run([go, "run", "."], cwd=module, check=True, capture_output=True, timeout=600).stdout
+    committed = Path(kubeproto.__file__).with_name("kubernetes_schema.json").read_bytes()
+    assert json.loads(made) == json.loads(committed)

@@ -105,10 +105,12 @@ def wait_open(process: subprocess.Popen[bytes], folder: Path, port: int) -> None
 
 
 @contextlib.contextmanager
-def running(folder: Path, *arguments: str, root: Path = ROOT) -> Iterator[Gateway]:
+def running(
+    folder: Path, *arguments: str, root: Path = ROOT, environment: Mapping[str, str] | None = None
+) -> Iterator[Gateway]:
     """A gateway with these arguments of `serve`, until the block ends."""
     port = free_port()
-    process = launch(folder, arguments, port=port, root=root)
+    process = launch(folder, arguments, port=port, root=root, environment=environment)
     gateway = Gateway(process, folder, port)
     try:
         wait_open(process, folder, port)

@@ -1,0 +1,133 @@
+import argparse
+import datetime
+import json
+import socket
+
+import pytest
+
+from addons.cli import serve
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def kubeconfig(tmp_path):
+    path = tmp_path / "kubeconfig"
+    config = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://k8s.example:6443"}}],
+        "users": [{"name": "u", "user": {"token": "very-secret"}}],
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path, kubeconfig):
+    def make(*arguments, command="serve", extra=()):
+        given = ["--kubeconfig", str(kubeconfig), "--state", str(tmp_path / "state"),
+                 "--recordings", str(tmp_path / "recordings"), "--listen", "127.0.0.1:28443", *arguments]  # fmt: skip
+        return serve.plan(command, serve.parser(command).parse_args(given), extra, NOW)
+
+    return make
+
+
+def settings(plan):
+    return dict(a.split("=", 1) for a, before in zip(plan.argv[1:], plan.argv, strict=False) if before == "--set")
+
+
+def test_the_command_line(plan):
+    made = plan(extra=("--set", "x=y"))
+    assert made.argv[0].endswith("mitmdump")
+    assert "reverse:https://k8s.example:6443" in made.argv
+    assert "--no-server" in made.argv  # the guard opens the port
+    scripts = [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
+    assert scripts == ["guard.py", "authenticate.py", "classify.py", "block.py", "upstream.py"]
+    assert settings(made)["tollgate_stack"] == "authenticate,classify,block,upstream"
+    assert made.argv[-2:] == ("--set", "x=y")
+    assert "very-secret" not in made.command()
+
+
+def test_web(plan):
+    made = plan("--web", "127.0.0.1:28081", command="web")
+    assert made.argv[0].endswith("mitmweb")
+    assert settings(made)["web_port"] == "28081"
+
+
+def test_every_option_has_an_environment_variable(monkeypatch):
+    monkeypatch.setenv("TOLLGATE_UPSTREAM_IDENTITY", "gateway")
+    monkeypatch.setenv("TOLLGATE_OBSERVE", "1")
+    args = serve.parser("serve").parse_args([])
+    assert args.upstream_identity == "gateway"
+    assert args.observe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--listen", "8443"], "--listen: '8443' is not HOST:PORT", id="no host"),
+        pytest.param(["--listen", "127.0.0.1:99999"], "is not HOST:PORT", id="port too large"),
+        pytest.param(["--kubeconfig", "/absent"], "there is no file /absent", id="no kubeconfig"),
+        pytest.param(["--policies", "/absent"], "--policies: ", id="no policy"),
+        pytest.param(["--auth", "/absent"], "/absent", id="no auth file"),
+        pytest.param(["--only", "classfy"], "there is no addon 'classfy'", id="misspelled addon"),
+        pytest.param(["--without", "authenticate"], "nobody to impersonate", id="nobody to impersonate"),
+        pytest.param(["--tls-cert", "x"], "belong together", id="half a certificate"),
+        pytest.param(["--state", "/proc/nothing"], "/proc/nothing", id="no state folder"),
+    ],
+)
+def test_one_sentence_each(plan, arguments, message):
+    with pytest.raises(serve.UsageError, match=message) as e:
+        plan(*arguments)
+    assert "Traceback" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("rules: [", "--policies", id="not YAML"),
+        pytest.param("apiVersion: tollgate.dev/v1alpha1\nkind: Policy\nmetadata: {name: a}\nrules: []\nruls: 1\n",
+                     "ruls", id="a typo"),
+    ],
+)  # fmt: skip
+def test_a_broken_policy(plan, tmp_path, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(serve.UsageError, match=message):
+        plan("--policies", str(tmp_path / "p.yaml"))
+
+
+def test_a_taken_port(plan):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        taken = s.getsockname()[1]
+        with pytest.raises(serve.UsageError, match=f"cannot listen on 127.0.0.1:{taken}"):
+            plan("--listen", f"127.0.0.1:{taken}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("127.0.0.1:1", ("127.0.0.1", 1)), ("[::1]:8443", ("::1", 8443)), ("0.0.0.0:443", ("0.0.0.0", 443))],  # noqa: S104
+)
+def test_address(text, expected):
+    assert serve.address(text, "--listen") == expected
+
+
+def test_main_ends_with_a_sentence(capsys):
+    with pytest.raises(SystemExit, match="tollgate: --listen"):
+        serve.main("serve", ["--listen", "x"])
+
+
+def test_help_names_all_options(capsys):
+    with pytest.raises(SystemExit):
+        serve.parser("serve").parse_args(["--help"])
+    shown = capsys.readouterr().out
+    for action in serve.parser("serve")._actions:
+        assert not isinstance(action, argparse._StoreAction) or action.option_strings[0] in shown
+
+
+def test_mitmproxys_folder_is_not_writable(plan, tmp_path):
+    plan()
+    folder = tmp_path / "state" / "mitmproxy"
+    assert folder.stat().st_mode & 0o777 == 0o500

@@ -1,0 +1,46 @@
+"""Gateways that several test files share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.controlplane import ControlPlane
+from tests.e2e import gateway, policies
+
+
+@pytest.fixture(scope="session")
+def agent_token(controlplane: ControlPlane) -> str:
+    return controlplane.token("agents", "ci-agent")
+
+
+@pytest.fixture(scope="session")
+def engineer_token(controlplane: ControlPlane) -> str:
+    return controlplane.token("people", "engineer")
+
+
+@pytest.fixture(scope="session")
+def open_gateway(gateway_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    """A gateway whose policy allows everything: RBAC alone decides."""
+    folder = tmp_path_factory.mktemp("open")
+    (folder / "policy.yaml").write_text(policies.EVERYTHING)
+    with gateway.running(
+        folder, "--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")
+    ) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def default_gateway(gateway_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    """A gateway as it comes: the shipped policies."""
+    with gateway.running(tmp_path_factory.mktemp("default"), "--kubeconfig", str(gateway_kubeconfig)) as one:
+        yield one
+
+
+@pytest.fixture(params=["ours", "this machine's"])
+def kubectl_program(request: pytest.FixtureRequest, controlplane: ControlPlane) -> str:
+    """kubectl 1.36, and the older one of this machine where it has one."""
+    program = controlplane.kubectl if request.param == "ours" else controlplane.kubectl_old
+    if not program:
+        pytest.skip("this machine has no other kubectl")
+    return program
