@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.e2e
 
 AGENT = "tollgate:system:serviceaccount:agents:ci-agent"
 AGENT_GROUPS = ["system:authenticated", "tollgate:system:serviceaccounts", "tollgate:system:serviceaccounts:agents"]
-
-
-@pytest.fixture(scope="session")
-def controlplane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with ControlPlane.start(tmp_path_factory.mktemp("controlplane")) as running:
-        running.seed()
-        yield running
 
 
 @pytest.fixture(params=["ours", "this machine's"])
