@@ -19,7 +19,7 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.core import canonical, facts, headers, limits, requestinfo, stack, status
-from addons.mitm import answers, bodies, cutting, errors, goaway, listening, options, wire
+from addons.mitm import answers, backpressure, bodies, cutting, errors, goaway, listening, options, wire
 from addons.mitm.connections import lift_limit
 from addons.mitm.seal import seal
 
@@ -71,7 +71,7 @@ class Guard:
         self.lent: dict[str, dict[http.HTTPFlow, list[tuple[limits.Shares, str]]]] = {}
 
     def load(self, loader) -> None:
-        for install in (wire, errors, goaway, cutting, bodies, listening):
+        for install in (wire, errors, goaway, cutting, bodies, backpressure, listening):
             install.install()
         loader.add_option(
             "tollgate_stack",

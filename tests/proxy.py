@@ -10,9 +10,9 @@ from typing import Any
 from mitmproxy import addons as defaults
 from mitmproxy import master, options
 
-from addons.mitm import bodies, cutting, errors, goaway, listening, wire
+from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, wire
 
-for _module in (wire, errors, goaway, cutting, bodies, listening):
+for _module in (wire, errors, goaway, cutting, bodies, backpressure, listening):
     _module.install()
 
 

@@ -122,13 +122,6 @@ def cluster_default(issuer: str, audiences: Sequence[str] = (CLUSTER_AUDIENCE,))
     )
 
 
-def with_cluster(config: AuthConfig, cluster: Issuer) -> AuthConfig:
-    """The issuers of a file and the cluster's own, which wins over an entry with its URL."""
-    # A file's entry for the cluster's own issuer would skip the TokenReview, so that a token
-    # of a deleted ServiceAccount went on to work.
-    return AuthConfig((cluster, *(issuer for issuer in config.issuers if issuer.url != cluster.url)))
-
-
 def load(text: str) -> AuthConfig:
     """Read and check a configuration. Raises AuthConfigError, whose lines name every mistake."""
     reader = _Reader()

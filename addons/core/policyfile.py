@@ -33,11 +33,16 @@ _RESOURCE = re.compile(r"[a-z0-9*?-]+(\.[a-z0-9.*?-]+)?(/[a-z0-9*?-]+)?")
 _DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?")
 _LONG_DURATION = re.compile(r"(\d+)\s*(s|m|h)\w*")
 
-# Literals and comments of an expression, to look at its names only.
+# Literals and comments of an expression, to look at its names only. In a raw one (r"...") a
+# backslash is a backslash.
 _LITERALS = re.compile(
-    r"""(?P<raw>[bB]?[rR][bB]?)?(?:\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:(?(raw)[^"\n]|\\.|[^"\\\n]))*"|'(?:(?(raw)[^'\n]|\\.|[^'\\\n]))*')"""
-    r"|//[^\n]*",
-    re.DOTALL,
+    r"""
+    //[^\n]*
+    | (?<!\w)(?:[rR][bB]?|[bB][rR]) (?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' )
+    | \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3}
+    | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
+    """,
+    re.DOTALL | re.VERBOSE,
 )
 _FIELD = re.compile(r"(?<![\w.])(identity|operation|request|session)((?:\s*\.\s*\??\s*[A-Za-z_]\w*)+)(\s*\()?")
 _LATER = re.compile(r"(?<![\w.])(object|oldObject|namespaceObject)\b")

@@ -1,0 +1,213 @@
+"""
+Authenticate: turn the request's one bearer token into an identity, and take the token away.
+
+The client is told the same sentence whatever is wrong with its token; the log has a reason
+code. An identity ends when its token does: a request whose body took longer is refused, and
+streams are cut within a second.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from mitmproxy import ctx, exceptions, http, tcp
+from mitmproxy.addonmanager import Loader
+
+from addons.core import authconfig, credentials, facts, status, tokens
+from addons.core.model import Identity
+from addons.mitm import answers, cutting, options
+from addons.net import apiserver, issuers
+
+logger = logging.getLogger(__name__)
+
+SWEEP = 0.5  # seconds between looks at the open streams; they end within a second of their token
+
+UNAUTHORIZED = status.Refusal(
+    401,
+    "unauthorized",
+    "tollgate: the request has no token that is accepted here; get a new one (for a ServiceAccount: kubectl create "
+    "token NAME --audience=tollgate; else log in at your identity provider) and put it into the kubeconfig",
+)
+UNKNOWN = status.Refusal(
+    503,
+    "authentication-unavailable",
+    "tollgate: who you are cannot be checked now, because the token's issuer or the API server does not answer; "
+    "try again in a minute, and if it stays so tell the operator",
+)
+EXPIRED = status.Refusal(
+    401, "token-expired", "tollgate: your token expired while the request was under way; get a new one and try again"
+)
+
+
+class Authenticate:
+    name = "tollgate_authenticate"
+
+    def __init__(self) -> None:
+        # Nobody gets in until configure() and running() have worked.
+        self.authenticator: issuers.Authenticator | None = None
+        self.started = False
+        self.open: WeakKeyDictionary[http.HTTPFlow, float] = WeakKeyDictionary()  # flow -> when its identity ends
+        self.sweeper: asyncio.Task[None] | None = None
+        self.clock = time.time
+
+    def load(self, loader: Loader) -> None:
+        cutting.install()
+        options.declare_kubeconfig(loader)
+        loader.add_option(
+            "tollgate_auth",
+            str,
+            "",
+            "AuthenticationConfiguration file (apiserver.config.k8s.io/v1 or v1beta1) with the issuers whose tokens "
+            "are accepted. Default: the cluster's own ServiceAccount issuer with the audience tollgate.",
+        )
+        loader.add_option(
+            "tollgate_cluster_tokens",
+            str,
+            "auto",
+            "Accept ServiceAccount tokens of the cluster itself, with the audience tollgate: on, off, "
+            "or auto (default), which is on when tollgate_auth is empty.",
+            choices=["auto", "on", "off"],
+        )
+        loader.add_option(
+            "tollgate_token_lifetime",
+            int,
+            24,
+            "Hours that a token may be valid in all, from its iat to its exp (default 24). A longer one is refused: "
+            "raising it lets leaked tokens work longer.",
+        )
+
+    def configure(self, updated: set[str]) -> None:
+        wanted = {"tollgate_auth", "tollgate_cluster_tokens", "tollgate_token_lifetime", "tollgate_kubeconfig"}
+        if not updated & wanted:
+            return
+        path, own = ctx.options.tollgate_auth, ctx.options.tollgate_cluster_tokens
+        hours = ctx.options.tollgate_token_lifetime
+        if hours < 1:
+            raise exceptions.OptionsError(f"tollgate_token_lifetime: must be at least 1 hour, not {hours}")
+        try:
+            config = authconfig.load(Path(path).read_text(encoding="utf-8")) if path else authconfig.AuthConfig()
+        except (OSError, UnicodeDecodeError, authconfig.AuthConfigError) as e:
+            raise exceptions.OptionsError(f"tollgate_auth: {e}") from e
+        try:
+            api = apiserver.shared(ctx.options.tollgate_kubeconfig)
+        except apiserver.KubeconfigError as e:
+            raise exceptions.OptionsError(f"tollgate_kubeconfig: {e}") from e
+        accept_cluster = own == "on" or (own == "auto" and not path)
+        if not accept_cluster and not config.issuers:
+            raise exceptions.OptionsError("tollgate_cluster_tokens: off without tollgate_auth lets nobody in")
+        # Assigned when all of it is good; the old one stays until then.
+        fresh = issuers.Authenticator(config, api, accept_cluster=accept_cluster, max_lifetime=hours * 3600.0)
+        if self.authenticator is not None:
+            self.authenticator.stop()
+        self.authenticator = fresh
+        if self.started:
+            fresh.start()
+
+    def running(self) -> None:
+        # configure() may come before the loop runs tasks.
+        self.started = True
+        if self.authenticator is not None:
+            self.authenticator.start()
+        if self.sweeper is None:
+            self.sweeper = asyncio.get_running_loop().create_task(self.keep_sweeping(), name="tollgate expiry")
+
+    def done(self) -> None:
+        if self.authenticator is not None:
+            self.authenticator.stop()
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+
+    # ----- requests -----
+
+    async def requestheaders(self, flow: http.HTTPFlow) -> None:
+        known = facts.of(flow)
+        if known.answered_by:
+            return
+        try:
+            token, fields = credentials.take(flow.request.headers.fields)
+            # From here on the flow has no credential: it is displayed, saved and forwarded.
+            flow.request.headers = http.Headers(fields)
+            known.identity = await self.identify(token)
+        except tokens.TokenError as e:
+            strip(flow)
+            logger.warning("refused %s from %s: %s", self.name, flow.client_conn.peername[0], e)
+            answers.refuse(flow, self.name, UNAUTHORIZED)
+            return
+        except issuers.IssuerError as e:
+            logger.error("cannot authenticate: %s", e)
+            answers.refuse(flow, self.name, UNKNOWN)
+            return
+        known.passed.add((self.name, "requestheaders"))
+
+    async def identify(self, token: str) -> Identity:
+        authenticator = self.authenticator
+        if authenticator is None or not self.started:
+            raise issuers.IssuerError("not configured yet")
+        digest, now = tokens.digest(token), self.clock()
+        return authenticator.remembered(digest, now) or await authenticator.identify(token, digest, now)
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        known = facts.of(flow)
+        if known.answered_by:
+            return
+        if self.clock() >= known.need_identity().expiry:
+            # The body came slowly: a token must not outlive itself by a request held open.
+            answers.refuse(flow, self.name, EXPIRED)
+            return
+        known.passed.add((self.name, "request"))
+
+    # ----- streams -----
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        known = facts.of(flow)
+        if known.released and known.identity is not None:
+            self.open[flow] = known.identity.expiry
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        if flow.response.status_code != 101:  # an upgraded one has only begun
+            self.open.pop(flow, None)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        self.open.pop(flow, None)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        self.open.pop(flow, None)
+
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        self.judge(flow)
+
+    def tcp_message(self, flow: tcp.TCPFlow) -> None:
+        self.judge(flow)
+
+    def judge(self, flow: http.HTTPFlow | tcp.TCPFlow) -> None:
+        """A frame passes while the identity it belongs to does."""
+        known = facts.of(flow)
+        if self.clock() < known.need_identity().expiry:
+            known.judged.add(self.name)
+
+    async def keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            try:
+                self.sweep(self.clock())
+            # An error for one stream must not let all others live for ever.
+            except Exception:
+                logger.exception("cutting expired streams")
+
+    def sweep(self, now: float) -> None:
+        """Cut every stream whose identity has ended."""
+        for flow, expiry in list(self.open.items()):
+            if now >= expiry:
+                self.open.pop(flow, None)
+                cutting.cut(flow, EXPIRED)
+
+
+def strip(flow: http.HTTPFlow) -> None:
+    """A refused request is displayed and saved too: whatever it brought as a credential goes."""
+    for header in ("Authorization", "Sec-WebSocket-Protocol"):
+        flow.request.headers.pop(header, None)
+
+
+addons = [Authenticate()]
