@@ -20,6 +20,8 @@ from addons.core.model import ANONYMOUS, Action, Approval, Hold, Identity, Opera
 MAX_KINDS = 4096
 MAX_IDENTITIES = 1024  # whose groups and people clauses are remembered; authenticate keeps as many
 
+MAX_PROBLEMS = 20  # of a policy file are shown; the others mostly follow from the first
+
 PEOPLE_VARIABLES = {"identity": "map(string,dyn)"}
 VARIABLES = {"identity": "map(string,dyn)", "operation": "map(string,dyn)", "request": "map(string,dyn)"}
 # What the client says of itself (Kubectl-* headers). Declared only where it can but raise a verdict.
@@ -60,6 +62,17 @@ FIELDS: Mapping[str, frozenset[str]] = {
 
 
 NO_APPROVAL = Approval()
+
+
+class PolicyError(Exception):
+    """What is wrong with the files, one line each: `file.yaml:12: rules[2].match.verbs: sentence`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        shown = list(self.problems[:MAX_PROBLEMS])
+        if len(self.problems) > MAX_PROBLEMS:
+            shown.append(f"and {len(self.problems) - MAX_PROBLEMS} more")
+        super().__init__("\n".join(shown))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -422,6 +435,25 @@ def _held(verdict: Verdict, operation: Operation) -> str:
         f"{rules} {names} {verb} this: {why}; it needs a human approval, which this gateway cannot ask for yet;"
         f" ask {_clip(who) or 'the owners of the policy'} to run it or to change the rule"
     )
+
+
+def line(verdict: Verdict, identity: Identity, operation: Operation) -> str:
+    """For the log. What the client wrote is quoted as Python does, so that it cannot forge another line."""
+    rule = f"{verdict.policy}/{verdict.rule}" if verdict.rule else "no rule"
+    return (
+        f"{verdict.action.name.lower()} {describe(operation)!r} for {identity.username!r}"
+        f" by {rule} (revision {verdict.revision})"
+    )
+
+
+def changes(before: PolicySet, after: PolicySet) -> list[str]:
+    """Which rules a reload added, took away or changed, for the log."""
+    old, new = before.digests(), after.digests()
+    return [
+        f"{'+' if name not in old else '-' if name not in new else '~'} {name}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
 
 
 def describe(operation: Operation) -> str:

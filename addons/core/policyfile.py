@@ -16,14 +16,16 @@ from pathlib import Path
 from addons.core import cel, policy, resources, yamltree
 from addons.core.matching import METHOD_VERBS, RESOURCE_VERBS, VERBS, Glob, Match, ResourcePattern, UsesMatch
 from addons.core.model import Action, Approval, Impact
+from addons.core.policy import PolicyError
 from addons.core.yamltree import Node
 
 API_VERSION = "tollgate.dev/v1alpha1"
-MAX_PROBLEMS = 20  # shown; after the first few the rest mostly follows from them
 MAX_MESSAGE = 300  # characters; with the rule's name before it a client shows 500
 MAX_WORD = 500  # characters of one name or pattern; a path may be that long, a name 253
 MAX_WAIT = 600  # seconds; hosts of MCP servers give up after 60 at most
 MAX_VALID = 86_400  # seconds; a day-old yes is about another cluster
+
+type Fingerprint = tuple[tuple[str, int, int, int], ...]  # path, modified (ns), size, inode
 
 _ACTIONS = {"allow": Action.ALLOW, "hold": Action.HOLD, "deny": Action.DENY}
 _IMPACTS = {impact.word: impact for impact in Impact}
@@ -47,17 +49,6 @@ _LITERALS = re.compile(
 _FIELD = re.compile(r"(?<![\w.])(identity|operation|request|session)((?:\s*\.\s*\??\s*[A-Za-z_]\w*)+)(\s*\()?")
 _LATER = re.compile(r"(?<![\w.])(object|oldObject|namespaceObject)\b")
 _CLAIM = re.compile(r"(?<![\w.])session\b")
-
-
-class PolicyError(Exception):
-    """What is wrong with the files, one line each: `file.yaml:12: rules[2].match.verbs: sentence`."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        shown = list(self.problems[:MAX_PROBLEMS])
-        if len(self.problems) > MAX_PROBLEMS:
-            shown.append(f"and {len(self.problems) - MAX_PROBLEMS} more")
-        super().__init__("\n".join(shown))
 
 
 def load(paths: Sequence[Path]) -> policy.PolicySet:
@@ -107,7 +98,7 @@ def read(paths: Sequence[Path]) -> dict[str, bytes]:
     return contents
 
 
-def fingerprint(paths: Sequence[Path]) -> tuple[tuple[str, int, int, int], ...]:
+def fingerprint(paths: Sequence[Path]) -> Fingerprint:
     """Changes when a file does. Follows links, so it sees Kubernetes swap a mounted ConfigMap."""
     seen = []
     try:

@@ -222,7 +222,7 @@ class ApiServer:
         if not self._loaded_at:
             await self.refresh()
         headers = {
-            "Accept": "application/json",
+            "Accept": "application/json, */*",  # the keys of the cluster's issuer have a media type of their own
             "User-Agent": f"{USER_AGENT} {purpose}",
             "Audit-ID": f"tollgate-{purpose}-{uuid.uuid4()}",
         }

@@ -101,7 +101,9 @@ EXPRESSION = {"expression": "'a:' + claims.sub"}
         ),
         pytest.param(text(entry(), anonymous={"enabled": True}), "anonymous.enabled: must be false", id="anonymous"),
         pytest.param(text(*[entry()] * 65), "more than 64", id="too many issuers"),
-        pytest.param(text(issuer(audience=["x"])), "jwt[0].issuer.audience: unknown field; did you mean audiences?", id="typo"),
+        pytest.param(
+            text(issuer(audience=["x"])), "issuer.audience: unknown field; did you mean audiences?", id="typo"
+        ),
         pytest.param(text(entry(frobnicate=1)), "jwt[0].frobnicate: unknown field; known here: issuer", id="unknown"),
         pytest.param(text(issuer(url="")), "jwt[0].issuer.url: is required", id="no url"),
         pytest.param(text(issuer(url=5)), "jwt[0].issuer.url: must be a string, not a number", id="url a number"),
@@ -142,7 +144,9 @@ EXPRESSION = {"expression": "'a:' + claims.sub"}
             id="caret",
         ),
         pytest.param(
-            text(entry(claimMappings={"username": {"expression": "user.username"}})), "reference to 'user", id="user here"
+            text(entry(claimMappings={"username": {"expression": "user.username"}})),
+            "reference to 'user",
+            id="user here",
         ),
         pytest.param(
             text(entry(claimMappings={"username": {"expression": "'a' + claims.s.find('x')"}})),
@@ -175,10 +179,16 @@ EXPRESSION = {"expression": "'a:' + claims.sub"}
         pytest.param(
             text(mapped(groups={"claim": "g", "prefix": "system:x"})), "groups.prefix: must not begin", id="groups"
         ),
-        pytest.param(text(mapped(groups={"prefix": "x"})), "groups.prefix: may not be set without claim", id="prefix only"),
+        pytest.param(
+            text(mapped(groups={"prefix": "x"})), "groups.prefix: may not be set without claim", id="prefix only"
+        ),
         pytest.param(text(mapped(uid={"claim": "a", "expression": "b"})), "uid: claim and expression", id="uid both"),
         *(
-            pytest.param(text(mapped(extra=[{"key": key, "valueExpression": "claims.a"}])), f"extra[0].key: {says}", id=f"key {key}")
+            pytest.param(
+                text(mapped(extra=[{"key": key, "valueExpression": "claims.a"}])),
+                f"extra[0].key: {says}",
+                id=f"key {key}",
+            )
             for key, says in [
                 ("", "is required"),
                 ("team", "must be a domain-prefixed path"),
@@ -191,10 +201,14 @@ EXPRESSION = {"expression": "'a:' + claims.sub"}
             ]
         ),
         pytest.param(
-            text(mapped(extra=[{"key": "a.b/c", "valueExpression": "claims.a"}] * 2)), "extra[1].key: is given", id="key twice"
+            text(mapped(extra=[{"key": "a.b/c", "valueExpression": "claims.a"}] * 2)),
+            "extra[1].key: is given",
+            id="key twice",
         ),
         pytest.param(text(mapped(extra=[{"key": "a.b/c"}])), "valueExpression: is required", id="no value"),
-        pytest.param(text(entry(claimValidationRules=[{}])), "Rules[0]: claim or expression is required", id="empty rule"),
+        pytest.param(
+            text(entry(claimValidationRules=[{}])), "Rules[0]: claim or expression is required", id="empty rule"
+        ),
         pytest.param(
             text(entry(claimValidationRules=[{"claim": "a", "message": "m"}])), "message: may not be set", id="message"
         ),
@@ -203,22 +217,28 @@ EXPRESSION = {"expression": "'a:' + claims.sub"}
             "requiredValue: may not be set",
             id="required value",
         ),
-        pytest.param(text(entry(claimValidationRules=[{"claim": "a"}] * 2)), "Rules[1].claim: is given", id="rule twice"),
+        pytest.param(
+            text(entry(claimValidationRules=[{"claim": "a"}] * 2)), "Rules[1].claim: is given", id="rule twice"
+        ),
         pytest.param(
             text(entry(claimValidationRules=[{"expression": "'a'"}])), "gives a string, not a bool", id="rule type"
         ),
-        pytest.param(text(entry(userValidationRules=[{}])), "userValidationRules[0].expression: is req", id="user rule"),
         pytest.param(
-            text(entry(userValidationRules=[{"expression": "user.name == 'x'"}])), "undefined field 'name'", id="user field"
+            text(entry(userValidationRules=[{}])), "userValidationRules[0].expression: is req", id="user rule"
+        ),
+        pytest.param(
+            text(entry(userValidationRules=[{"expression": "user.name == 'x'"}])),
+            "undefined field 'name'",
+            id="user field",
         ),
         pytest.param(text(entry(), entry()), "jwt[1].issuer.url: is given twice", id="issuer twice"),
         pytest.param(
-            text(issuer(discoveryURL="https://d"), entry("https://b", issuer={**issuer(discoveryURL="https://d")["issuer"], "url": "https://b"})),
+            text(issuer(discoveryURL="https://d"), issuer(url="https://b", discoveryURL="https://d")),
             "jwt[1].issuer.discoveryURL: is given twice",
             id="discovery twice",
         ),
     ],
-)  # fmt: skip
+)
 def test_mistakes(document, says):
     assert says in mistakes(document)
 
