@@ -47,6 +47,8 @@ class Authenticate:
     def __init__(self) -> None:
         # Nobody gets in until configure() and running() have worked.
         self.authenticator: issuers.Authenticator | None = None
+        self.settings: tuple[str, bool, int, str] | None = None  # what it was made from
+        self.broken = False  # the first settings were wrong: deny until restarted
         self.started = False
         self.open: WeakKeyDictionary[http.HTTPFlow, float] = WeakKeyDictionary()  # flow -> when its identity ends
         self.sweeper: asyncio.Task[None] | None = None
@@ -82,26 +84,41 @@ class Authenticate:
         wanted = {"tollgate_auth", "tollgate_cluster_tokens", "tollgate_token_lifetime", "tollgate_kubeconfig"}
         if not updated & wanted:
             return
+        if self.broken:
+            # mitmproxy answers a wrong option by going back to the one before, at start the default.
+            # Whoever asked for certain issuers must not get the default ones: nobody gets in.
+            return
+        try:
+            self.set_up()
+        except exceptions.OptionsError:
+            self.broken = self.authenticator is None
+            raise
+
+    def set_up(self) -> None:
+        """Read everything, and assign only when all of it is good. Raises OptionsError."""
         path, own = ctx.options.tollgate_auth, ctx.options.tollgate_cluster_tokens
-        hours = ctx.options.tollgate_token_lifetime
+        hours, kubeconfig = ctx.options.tollgate_token_lifetime, ctx.options.tollgate_kubeconfig
         if hours < 1:
             raise exceptions.OptionsError(f"tollgate_token_lifetime: must be at least 1 hour, not {hours}")
         try:
-            config = authconfig.load(Path(path).read_text(encoding="utf-8")) if path else authconfig.AuthConfig()
+            text = Path(path).read_text(encoding="utf-8") if path else ""
+            config = authconfig.load(text) if path else authconfig.AuthConfig()
         except (OSError, UnicodeDecodeError, authconfig.AuthConfigError) as e:
             raise exceptions.OptionsError(f"tollgate_auth: {e}") from e
-        try:
-            api = apiserver.shared(ctx.options.tollgate_kubeconfig)
-        except apiserver.KubeconfigError as e:
-            raise exceptions.OptionsError(f"tollgate_kubeconfig: {e}") from e
         accept_cluster = own == "on" or (own == "auto" and not path)
         if not accept_cluster and not config.issuers:
             raise exceptions.OptionsError("tollgate_cluster_tokens: off without tollgate_auth lets nobody in")
-        # Assigned when all of it is good; the old one stays until then.
+        settings = (text, accept_cluster, hours, kubeconfig)
+        if settings == self.settings:
+            return  # the same as before: what is cached stays
+        try:
+            api = apiserver.shared(kubeconfig)
+        except apiserver.KubeconfigError as e:
+            raise exceptions.OptionsError(f"tollgate_kubeconfig: {e}") from e
         fresh = issuers.Authenticator(config, api, accept_cluster=accept_cluster, max_lifetime=hours * 3600.0)
         if self.authenticator is not None:
             self.authenticator.stop()
-        self.authenticator = fresh
+        self.authenticator, self.settings = fresh, settings
         if self.started:
             fresh.start()
 

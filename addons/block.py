@@ -77,7 +77,7 @@ class PolicyBlock:
             await asyncio.sleep(POLL)
             try:
                 await self.reload()
-            except Exception:  # noqa: BLE001 -- see below
+            except Exception:
                 # The policies in force stay; but a watcher that ended in silence would keep them for ever.
                 logger.exception("policies: looking for changes failed; revision %s stays", self.policy.revision)
 

@@ -19,13 +19,14 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.core import canonical, facts, headers, limits, requestinfo, stack, status
-from addons.mitm import answers, backpressure, bodies, cutting, errors, goaway, listening, options, wire
+from addons.mitm import answers, backpressure, bodies, cutting, errors, goaway, listening, logs, options, wire
 from addons.mitm.connections import lift_limit
 from addons.mitm.seal import seal
 
 logger = logging.getLogger(__name__)
 
 START_LIMIT = 20.0  # seconds for all scripts to load; a laptop needs 2
+READY_LIMIT = 3.0  # seconds to wait for addons that have a `ready` and are not
 
 NOT_JUDGED = status.Refusal(
     503,
@@ -115,8 +116,7 @@ class Guard:
             "Failed authentications a minute that one source address is told about; further ones are "
             "refused without a reason. 0: no limit.",
         )
-        # One line a connection and one a chunk of every stream: noise beside our own lines.
-        logging.getLogger("mitmproxy.proxy.server").setLevel(logging.WARNING)
+        logs.tidy()
         manager = ctx.master.addons
         if (old := manager.get(LastWord.name)) is not None:
             manager.remove(old)  # this script was edited and loaded again
@@ -159,6 +159,12 @@ class Guard:
             await asyncio.sleep(0.02)
         if self.broken:
             give_up(self.broken)
+        # What an addon fetches first (the issuers' keys) is usually there in a moment. If not, the
+        # port opens all the same and requests are told so.
+        deadline = time.monotonic() + READY_LIMIT
+        addons = [ctx.master.addons.get(name) for name in wanted]
+        while not all(getattr(a, "ready", True) for a in addons) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         ctx.options.update(server=True)
         await server.setup_servers()
         if not server.listen_addrs():

@@ -194,6 +194,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         f"reverse:https://{upstream}:{where.port}",
     ]
     argv += ["--listen-host", host, "--listen-port", str(port)]
+    rest = merge(settings, extra)
     for name, value in settings.items():
         argv += ["--set", f"{name}={value}"]
     for key in filter(None, args.forward_extra.split(",")):
@@ -202,7 +203,26 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
         check_free(host, port, "--listen")
-    return Plan((*argv, *extra), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)
+    return Plan((*argv, *rest), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)
+
+
+def merge(settings: dict[str, str], extra: Sequence[str]) -> list[str]:
+    """
+    Put the caller's own `--set NAME=VALUE` in place of ours; returns what else he wants of mitmproxy.
+
+    mitmproxy refuses a name that is set twice. A dangerous value is the guard's to refuse.
+    """
+    rest: list[str] = []
+    words = iter(extra)
+    for word in words:
+        if word == "--set":
+            word = f"--set={next(words, '')}"
+        name, equals, value = word.removeprefix("--set=").partition("=")
+        if word.startswith("--set=") and equals and name in settings:
+            settings[name] = value
+        else:
+            rest.append(word)
+    return rest
 
 
 def serving_certificate(

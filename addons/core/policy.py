@@ -125,8 +125,9 @@ class PolicySet:
         return f"PolicySet({[p.name for p in self.policies]!r}, {self.revision!r})"
 
     def digests(self) -> dict[str, str]:
-        """Full name to digest of each rule."""
-        return {rule.full_name: rule.digest for policy in self.policies for rule in policy.rules}
+        """Digest of each rule by full name, and of what else a policy says by its name."""
+        found = {rule.full_name: rule.digest for policy in self.policies for rule in policy.rules}
+        return found | {p.name: f"{p.observe} {p.people.source if p.people else ''}" for p in self.policies}
 
     def evaluate(self, identity: Identity, operation: Operation) -> Verdict:
         """What to do with the operation of this identity."""

@@ -35,12 +35,11 @@ _RESOURCE = re.compile(r"[a-z0-9*?-]+(\.[a-z0-9.*?-]+)?(/[a-z0-9*?-]+)?")
 _DURATION = re.compile(r"(?:(\d{1,4})h)?(?:(\d{1,5})m)?(?:(\d{1,6})s)?")
 _LONG_DURATION = re.compile(r"(\d+)\s*(s|m|h)\w*")
 
-# Literals and comments of an expression, to look at its names only. In a raw one (r"...") a
-# backslash is a backslash.
+# Literals and comments of an expression, to look at its names only. Raw literals (r"...") need
+# no case of their own: the runtime takes none with a backslash before a quote.
 _LITERALS = re.compile(
     r"""
     //[^\n]*
-    | (?<!\w)(?:[rR][bB]?|[bB][rR]) (?: \"{3}.*?\"{3} | '{3}.*?'{3} | "[^"\n]*" | '[^'\n]*' )
     | \"{3}(?:\\.|[^\\])*?\"{3} | '{3}(?:\\.|[^\\])*?'{3}
     | "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*'
     """,

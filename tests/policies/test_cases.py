@@ -1,7 +1,6 @@
-"""Every `policies/*.cases.yaml`: requests as they are on the wire, through the classifier, against the policy beside."""
+"""Every `policies/*.cases.yaml`: requests as they are on the wire, classified, against the policy beside it."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 

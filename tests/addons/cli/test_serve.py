@@ -45,8 +45,16 @@ def test_the_command_line(plan):
     scripts = [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
     assert scripts == ["guard.py", "authenticate.py", "classify.py", "block.py", "upstream.py"]
     assert settings(made)["tollgate_stack"] == "authenticate,classify,block,upstream"
-    assert made.argv[-2:] == ("--set", "x=y")
+    assert made.argv[-1] == "--set=x=y"
     assert "very-secret" not in made.command()
+
+
+@pytest.mark.parametrize("extra", [("--set", "body_size_limit=5m"), ("--set=body_size_limit=5m",)])
+def test_the_callers_own_settings_replace_ours(plan, extra):
+    made = plan(extra=(*extra, "-v"))
+    assert settings(made)["body_size_limit"] == "5m"
+    assert made.argv[-1] == "-v"
+    assert sum("body_size_limit" in a for a in made.argv) == 1
 
 
 def test_web(plan):

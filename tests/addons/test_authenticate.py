@@ -1,0 +1,361 @@
+"""Authenticate as an addon: what it takes from the request, what it stamps, when a stream ends."""
+
+import asyncio
+import json
+import logging
+
+import pytest
+from mitmproxy import http
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.test import taddons, tflow
+
+from addons import authenticate
+from addons.core import facts
+from addons.core.model import Identity
+from addons.core.tokens import TokenError
+from addons.mitm import cutting
+from addons.net import apiserver
+from addons.net.issuers import IssuerError
+
+NOW = 1_800_000_000.0
+ALICE = Identity(username="a:alice", issuer="https://a", expiry=NOW + 60)
+NAME = "tollgate_authenticate"
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: a
+contexts: [{name: a, context: {cluster: a, user: a}}]
+clusters: [{name: a, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: a, user: {token: x}}]
+"""
+
+AUTH = """
+apiVersion: apiserver.config.k8s.io/v1
+kind: AuthenticationConfiguration
+jwt:
+- issuer: {url: https://a.example, audiences: [tollgate]}
+  claimMappings: {username: {claim: sub, prefix: "a:"}}
+"""
+
+
+class FakeAuthenticator:
+    """Knows one token; may be slow, refuse, or be unable to tell."""
+
+    def __init__(self, outcome=ALICE, cached=None):
+        self.outcome = outcome
+        self.cached = cached
+        self.asked = []
+
+    def remembered(self, digest, now):
+        return self.cached
+
+    async def identify(self, token, digest, now):
+        self.asked.append((token, now))
+        await asyncio.sleep(0)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def start(self):
+        self.started = True
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def addon():
+    addon = authenticate.Authenticate()
+    addon.clock = lambda: NOW
+    addon.authenticator, addon.started = FakeAuthenticator(), True
+    return addon
+
+
+def flow_with(*fields):
+    flow = tflow.tflow()
+    flow.request.headers = http.Headers([(b"Host", b"x"), *fields])
+    return flow
+
+
+BEARER = (b"Authorization", b"Bearer a.b.c")
+
+
+async def test_a_good_token_becomes_an_identity_and_leaves_the_request(addon):
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    known = facts.of(flow)
+    assert known.identity is ALICE
+    assert known.passed == {(NAME, "requestheaders")}
+    assert flow.request.headers.fields == ((b"Host", b"x"),)
+    assert addon.authenticator.asked == [("a.b.c", NOW)]
+    assert flow.response is None
+
+
+async def test_a_remembered_token_is_not_looked_into_again(addon):
+    addon.authenticator = FakeAuthenticator(cached=ALICE)
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    assert facts.of(flow).identity is ALICE
+    assert addon.authenticator.asked == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome", "code"),
+    [
+        pytest.param([], ALICE, 401, id="no credential"),
+        pytest.param([(b"Authorization", b"Basic eDp5")], ALICE, 401, id="basic"),
+        pytest.param([BEARER, BEARER], ALICE, 401, id="twice"),
+        pytest.param([BEARER], TokenError("signature", "is by none of the keys"), 401, id="not believed"),
+        pytest.param([BEARER], IssuerError("the issuer is down"), 503, id="nobody can tell"),
+    ],
+)
+async def test_refused(addon, caplog, fields, outcome, code):
+    addon.authenticator = FakeAuthenticator(outcome)
+    flow = flow_with(*fields)
+    with caplog.at_level(logging.INFO):
+        await addon.requestheaders(flow)
+    known = facts.of(flow)
+    assert (flow.response.status_code, known.answered_by, known.identity) == (code, NAME, None)
+    assert not known.passed
+    assert "authorization" not in flow.request.headers
+    # The log knows why, the client learns what to do.
+    assert "a.b.c" not in caplog.text
+    message = json.loads(flow.response.content)["message"]
+    assert len(message) < 500
+    if code == 401:
+        assert message == authenticate.UNAUTHORIZED.message
+        assert flow.response.headers["WWW-Authenticate"] == "Bearer"
+    if isinstance(outcome, Exception):
+        assert str(outcome) in caplog.text
+        assert str(outcome) not in message
+
+
+async def test_the_bearer_subprotocol_leaves_the_request(addon):
+    protocols = b"v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.YS5iLmM"
+    flow = flow_with((b"Upgrade", b"websocket"), (b"Sec-WebSocket-Protocol", protocols))
+    await addon.requestheaders(flow)
+    assert flow.request.headers["Sec-WebSocket-Protocol"] == "v5.channel.k8s.io"
+    assert addon.authenticator.asked == [("a.b.c", NOW)]
+
+
+async def test_a_refused_subprotocol_is_not_kept(addon):
+    flow = flow_with((b"Sec-WebSocket-Protocol", b"v5, base64url.bearer.authorization.k8s.io.YS5iLmM"))
+    await addon.requestheaders(flow)
+    assert flow.response.status_code == 401
+    assert b"YS5iLmM" not in bytes(flow.request.headers)
+
+
+async def test_not_configured(addon):
+    addon.authenticator = None
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    assert (flow.response.status_code, facts.of(flow).passed) == (503, set())
+
+
+async def test_configured_but_not_running(addon):
+    addon.started = False
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    assert flow.response.status_code == 503
+
+
+async def test_an_unexpected_error_leaves_no_stamp_and_no_credential(addon):
+    addon.authenticator = FakeAuthenticator(RuntimeError("a mistake of ours"))
+    flow = flow_with(BEARER)
+    with pytest.raises(RuntimeError):
+        await addon.requestheaders(flow)
+    assert not facts.of(flow).passed
+    assert "authorization" not in flow.request.headers
+
+
+async def test_the_first_answer_stands(addon):
+    flow = flow_with(BEARER)
+    facts.of(flow).answered_by = "tollgate_guard"
+    await addon.requestheaders(flow)
+    addon.request(flow)
+    assert flow.response is None
+    assert facts.of(flow).identity is None
+    assert not facts.of(flow).passed
+
+
+@pytest.mark.parametrize(("now", "code"), [(NOW + 59.9, None), (NOW + 60, 401)])
+def test_an_identity_that_ended_while_the_body_came(addon, now, code):
+    flow = flow_with()
+    facts.of(flow).identity = ALICE
+    addon.clock = lambda: now
+    addon.request(flow)
+    assert (flow.response and flow.response.status_code) == code
+    assert facts.of(flow).passed == (set() if code else {(NAME, "request")})
+
+
+def test_a_request_without_an_identity_is_not_passed(addon):
+    flow = flow_with()
+    with pytest.raises(facts.NotAuthenticated):
+        addon.request(flow)
+    assert not facts.of(flow).passed
+
+
+# Streams
+
+
+@pytest.fixture
+def cuts(monkeypatch):
+    done = []
+    monkeypatch.setattr(cutting, "cut", lambda flow, refusal: done.append((flow, refusal.cause)))
+    return done
+
+
+def streaming(status_code=200, released=True):
+    flow = tflow.tflow(resp=True)
+    flow.response.status_code = status_code
+    facts.of(flow).identity, facts.of(flow).released = ALICE, released
+    return flow
+
+
+def test_a_stream_ends_with_its_identity(addon, cuts):
+    flow = streaming()
+    addon.responseheaders(flow)
+    addon.sweep(NOW + 59.9)
+    assert cuts == []
+    addon.sweep(NOW + 60)
+    addon.sweep(NOW + 61)
+    assert cuts == [(flow, "token-expired")]
+
+
+@pytest.mark.parametrize("end", ["response", "error", "websocket_end"])
+def test_what_is_over_is_not_cut(addon, cuts, end):
+    flow = streaming()
+    addon.responseheaders(flow)
+    getattr(addon, end)(flow)
+    addon.sweep(NOW + 60)
+    assert cuts == []
+
+
+def test_an_upgrade_has_only_begun_with_its_response(addon, cuts):
+    flow = streaming(101)
+    addon.responseheaders(flow)
+    addon.response(flow)
+    addon.sweep(NOW + 60)
+    assert cuts == [(flow, "token-expired")]
+
+
+def test_an_answer_of_our_own_is_not_watched(addon, cuts):
+    addon.responseheaders(streaming(released=False))
+    addon.sweep(NOW + 60)
+    assert cuts == []
+
+
+async def test_the_sweeper_survives_an_error(addon, monkeypatch, caplog):
+    monkeypatch.setattr(authenticate, "SWEEP", 0)
+    calls = []
+
+    def sweep(now):
+        calls.append(now)
+        if len(calls) == 1:
+            raise RuntimeError("a mistake of ours")
+
+    addon.sweep = sweep
+    task = asyncio.create_task(addon.keep_sweeping())
+    async with asyncio.timeout(5):
+        while len(calls) < 3:
+            await asyncio.sleep(0)
+    task.cancel()
+    assert "cutting expired streams" in caplog.text
+
+
+@pytest.mark.parametrize("hook", ["websocket_message", "tcp_message"])
+@pytest.mark.parametrize(("now", "judged"), [(NOW + 59.9, {NAME}), (NOW + 60, set())])
+def test_frames_pass_while_the_identity_does(addon, hook, now, judged):
+    flow = tflow.twebsocketflow() if hook == "websocket_message" else tflow.ttcpflow()
+    facts.of(flow).identity = ALICE
+    addon.clock = lambda: now
+    getattr(addon, hook)(flow)
+    assert facts.of(flow).judged == judged
+
+
+def test_a_frame_of_nobody_is_not_judged(addon):
+    flow = tflow.twebsocketflow()
+    with pytest.raises(facts.NotAuthenticated):
+        addon.websocket_message(flow)
+    assert not facts.of(flow).judged
+
+
+# Options
+
+
+@pytest.fixture
+def files(tmp_path):
+    apiserver.shared.cache_clear()
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    (tmp_path / "auth.yaml").write_text(AUTH)
+    (tmp_path / "typo.yaml").write_text(AUTH.replace("audiences", "audience"))
+    return tmp_path
+
+
+def configured(files, **changes):
+    addon = authenticate.Authenticate()
+    values = {"tollgate_kubeconfig": str(files / "kubeconfig"), **changes}
+    with taddons.context(addon) as context:
+        context.configure(addon, **values)
+    return addon.authenticator
+
+
+@pytest.mark.parametrize(
+    ("changes", "listed", "cluster"),
+    [
+        pytest.param({}, [], True, id="default: the cluster's own"),
+        pytest.param({"tollgate_auth": "auth.yaml"}, ["https://a.example"], False, id="a file says it all"),
+        pytest.param(
+            {"tollgate_auth": "auth.yaml", "tollgate_cluster_tokens": "on"}, ["https://a.example"], True, id="both"
+        ),
+    ],
+)
+async def test_which_issuers(files, changes, listed, cluster):
+    if "tollgate_auth" in changes:
+        changes = {**changes, "tollgate_auth": str(files / changes["tollgate_auth"])}
+    found = configured(files, **changes)
+    assert (list(found.issuers), found.cluster_keys is not None, found.max_lifetime) == (listed, cluster, 86400)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        pytest.param({"tollgate_auth": "absent.yaml"}, "tollgate_auth: .*absent.yaml", id="no file"),
+        pytest.param({"tollgate_auth": "typo.yaml"}, "tollgate_auth: .*audience: unknown field", id="typo"),
+        pytest.param({"tollgate_cluster_tokens": "off"}, "tollgate_cluster_tokens: .*nobody", id="nobody"),
+        pytest.param({"tollgate_token_lifetime": 0}, "tollgate_token_lifetime: must be", id="no lifetime"),
+        pytest.param({"tollgate_kubeconfig": "absent"}, "tollgate_kubeconfig: ", id="no kubeconfig"),
+    ],
+)
+def test_a_wrong_option_lets_nobody_in(files, changes, says):
+    paths = {n: str(files / v) if n in ("tollgate_auth", "tollgate_kubeconfig") else v for n, v in changes.items()}
+    addon = authenticate.Authenticate()
+    with taddons.context(addon) as context, pytest.raises(OptionsError, match=says):
+        context.configure(addon, **{"tollgate_kubeconfig": str(files / "kubeconfig"), **paths})
+    # mitmproxy has gone back to the default by now, which would have let the cluster's own tokens in.
+    assert addon.authenticator is None
+
+
+async def test_a_wrong_change_keeps_what_was(files):
+    addon = authenticate.Authenticate()
+    with taddons.context(addon) as context:
+        context.configure(addon, tollgate_kubeconfig=str(files / "kubeconfig"), tollgate_auth=str(files / "auth.yaml"))
+        before = addon.authenticator
+        with pytest.raises(OptionsError):
+            context.configure(addon, tollgate_auth=str(files / "typo.yaml"))
+        assert addon.authenticator is before
+
+
+async def test_running_starts_what_is_configured_and_a_change_after_it(files):
+    addon = authenticate.Authenticate()
+    addon.authenticator = first = FakeAuthenticator()
+    addon.running()
+    assert first.started
+    with taddons.context(addon) as context:
+        context.configure(addon, tollgate_kubeconfig=str(files / "kubeconfig"))
+    assert first.stopped
+    assert addon.authenticator is not first
+    assert addon.authenticator._tasks
+    addon.done()
+    assert not addon.authenticator._tasks
