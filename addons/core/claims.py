@@ -3,8 +3,8 @@ From a verified token to an identity: the mapping of the issuer's configuration,
 server does it (k8s.io/apiserver/plugin/pkg/authenticator/token/oidc), and then the names
 that nobody may have.
 
-Numbers: a JSON integer is CEL's int here and a double in the API server. Comparisons agree;
-`string(claims.id)` gives the digits in both.
+Numbers are floats throughout (see tokens), and their texts are cel-go's: `string(claims.id)`
+gives `1.764028034e+09` here as there, `string(int(claims.id))` the digits.
 """
 
 import unicodedata

@@ -364,7 +364,7 @@ class _Reader:
     # Matches
 
     def match(self, node: Node, path: str, action: Action) -> Match:
-        got = self.fields(node, path, _MATCH_FIELDS)
+        got = self.fields(node, path, MATCH_FIELDS)
         if node.kind == "map" and not node.pairs:
             self.problem(node, path, 'is empty; to match all write {verbs: ["*"]}')
         allow = action is Action.ALLOW
@@ -421,13 +421,13 @@ class _Reader:
         return tuple(ResourcePattern(word) for word in words)
 
     def uses(self, node: Node, path: str, allow: bool) -> UsesMatch:
-        got = self.fields(node, path, tuple(_USES_FIELDS))
+        got = self.fields(node, path, tuple(USES_FIELDS))
         if node.kind == "map" and not node.pairs:
             self.problem(node, path, "is empty")
         for key, value in got.items():
             if allow and key.endswith("NotIn"):
                 self.problem(value, f"{path}.{key}", f"an allow rule lists what may be used: {key[:-5]}")
-        return UsesMatch(**{_USES_FIELDS[key]: self.glob(value, f"{path}.{key}") for key, value in got.items()})
+        return UsesMatch(**{USES_FIELDS[key]: self.glob(value, f"{path}.{key}") for key, value in got.items()})
 
     # Expressions
 
@@ -487,7 +487,7 @@ class _Reader:
 
 DEFAULT = Approval()
 
-_MATCH_FIELDS = (
+MATCH_FIELDS = (
     "users",
     "userGroups",
     "subjects",
@@ -500,7 +500,7 @@ _MATCH_FIELDS = (
     "commands",
     "uses",
 )
-_USES_FIELDS = {
+USES_FIELDS = {
     "serviceAccounts": "service_accounts",
     "secrets": "secrets",
     "configMaps": "config_maps",

@@ -248,9 +248,16 @@ def _decode(part: str, what: str) -> bytes:
 
 
 def _object(content: bytes, what: str) -> dict[str, Any]:
-    """A JSON object with one meaning: no duplicate keys, no NaN, no NUL, UTF-8."""
+    """
+    A JSON object with one meaning: no duplicate keys, no NaN, no NUL, UTF-8.
+
+    Every number is a float, as in the API server, whose expressions see doubles:
+    `string(claims.id)` must give both the same name.
+    """
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_pairs, parse_constant=_refuse)
+        value = json.loads(
+            content.decode(), object_pairs_hook=_pairs, parse_constant=_refuse, parse_int=_number, parse_float=_number
+        )
     except (ValueError, RecursionError) as e:
         # JSONDecodeError quotes nothing of the document but the place.
         detail = str(e) if isinstance(e, _Ambiguous) else "is not JSON"
@@ -277,8 +284,15 @@ def _refuse(constant: str) -> Any:
     raise _Ambiguous(f"has {constant}, which is not JSON")
 
 
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _Ambiguous("has a number that is out of range")
+    return value
+
+
 def _instant(claims: Mapping[str, Any], name: str) -> float | None:
-    """A NumericDate (RFC 7519, 2); TokenError for anything else than a finite number."""
+    """A NumericDate (RFC 7519, 2); TokenError for anything else than a number in this age."""
     value = claims.get(name)
     if value is None:
         if name in claims:
@@ -286,13 +300,9 @@ def _instant(claims: Mapping[str, Any], name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TokenError("claims", f"{name} is not a number")
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf
-    if not math.isfinite(seconds) or not 0 <= seconds < 1e11:  # the year 5138
+    if not 0 <= value < 1e11:  # the year 5138
         raise TokenError("claims", f"{name} is out of range")
-    return seconds
+    return float(value)
 
 
 def _check_audience(claimed: Any, wanted: Iterable[str]) -> None:

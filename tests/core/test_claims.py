@@ -74,8 +74,9 @@ def test_the_whole_identity():
         pytest.param(expression("claims.none", "string"), {}, None, id="expression fails"),
         pytest.param(expression("claims.?none.orValue('')", "string"), {}, None, id="expression gives nothing"),
         pytest.param(
-            expression("string(claims.id)", "string"), {"id": 1764028034}, "1764028034", id="number as digits"
+            expression("string(claims.id)", "string"), {"id": 1764028034.0}, "1.764028034e+09", id="number as in cel-go"
         ),
+        pytest.param(expression("string(int(claims.id))", "string"), {"id": 1764028034.0}, "1764028034", id="digits"),
     ],
 )
 def test_username(source, changes, name):

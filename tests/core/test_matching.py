@@ -195,6 +195,13 @@ def forbids(rule, op):
             id="all impacts must be allowed",
         ),
         pytest.param(
+            match(impacts=[Impact.DELETE]),
+            operation("delete", "secrets", impacts=frozenset({Impact.DELETE, Impact.REVEAL})),
+            False,
+            True,
+            id="one of two impacts",
+        ),
+        pytest.param(
             match(impacts=[Impact.REVEAL]),
             operation(impacts=frozenset({Impact.READ, Impact.REVEAL})),
             True,

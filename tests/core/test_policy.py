@@ -179,7 +179,7 @@ def test_whom_an_observed_policy_calls_people_stays_an_agent_for_the_others():
         document([allow(subjects=["people"])], "b", mode="observe", people="true"),
     )
     verdict = policies.evaluate(PERSON, GET)
-    assert verdict.action is Action.DENY
+    assert (verdict.action, verdict.rule) == (Action.DENY, "r0")
     assert verdict.observed[0].action is Action.ALLOW
 
 
@@ -539,6 +539,18 @@ def test_what_is_remembered_changes_nothing(rules, ops, identity):
     first = [policies.evaluate(identity, op) for op in ops]
     assert [policies.evaluate(identity, op) for op in ops] == first
     assert [load(document(rules, "a", **PEOPLE)).evaluate(identity, op) for op in ops] == first
+
+
+def test_an_apply_is_not_taken_for_the_patch_before_it():
+    policies = one(deny(verbs=["create"]), allow())
+    merge = operation("patch", media_type="application/merge-patch+json")
+    assert judged(policies, merge)[0] is Action.ALLOW
+    assert judged(policies, replace(merge, media_type="application/apply-patch+yaml"))[0] is Action.DENY
+
+
+def test_a_rule_on_the_other_way_to_the_same_objects_is_found():
+    policies = one(deny(resources=["pods/binding"]), allow())
+    assert judged(policies, operation("create", "bindings"))[0] is Action.DENY
 
 
 def test_memory_is_bounded():
