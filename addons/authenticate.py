@@ -130,6 +130,11 @@ class Authenticate:
         if self.sweeper is None:
             self.sweeper = asyncio.get_running_loop().create_task(self.keep_sweeping(), name="tollgate expiry")
 
+    @property
+    def ready(self) -> bool:
+        """The guard waits a moment for it before it opens the port."""
+        return self.authenticator is not None and self.authenticator.ready
+
     def done(self) -> None:
         if self.authenticator is not None:
             self.authenticator.stop()

@@ -278,6 +278,12 @@ class Authenticator:
         self._tasks = [loop.create_task(keys.keep_fresh(), name=f"tollgate keys {keys.name}") for keys in sources]
         self._tasks.append(loop.create_task(self._learn_own_username(), name="tollgate whoami"))
 
+    @property
+    def ready(self) -> bool:
+        """Whether every token could be judged now: all keys are there, and the gateway's own name."""
+        sources = [*self.issuers.values(), *([self.cluster_keys] if self.cluster_keys else [])]
+        return bool(self.own) and all(keys.keys.keys for keys in sources)
+
     def stop(self) -> None:
         for task in (*self._tasks, *self._reviews.values()):
             task.cancel()

@@ -66,8 +66,9 @@ def launch(
     port: int,
     environment: Mapping[str, str] | None = None,
     root: Path = ROOT,
+    command: str = "serve",
 ) -> subprocess.Popen[bytes]:
-    """Start `serve` and return at once."""
+    """Start `serve` or `web` and return at once."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "gateway.log").open("wb") as log:
         return subprocess.Popen(
@@ -75,7 +76,7 @@ def launch(
                 sys.executable,
                 "-m",
                 "addons.cli",
-                "serve",
+                command,
                 "--listen",
                 f"127.0.0.1:{port}",
                 "--state",
@@ -106,11 +107,15 @@ def wait_open(process: subprocess.Popen[bytes], folder: Path, port: int) -> None
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *arguments: str, root: Path = ROOT, environment: Mapping[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    root: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    command: str = "serve",
 ) -> Iterator[Gateway]:
-    """A gateway with these arguments of `serve`, until the block ends."""
+    """A gateway with these arguments of `serve` or `web`, until the block ends."""
     port = free_port()
-    process = launch(folder, arguments, port=port, root=root, environment=environment)
+    process = launch(folder, arguments, port=port, root=root, environment=environment, command=command)
     gateway = Gateway(process, folder, port)
     try:
         wait_open(process, folder, port)

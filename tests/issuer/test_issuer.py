@@ -2,10 +2,10 @@
 
 import asyncio
 import datetime
+import json
 import time
 
 import pytest
-import yaml
 
 from addons.core import authconfig, tokens
 from addons.core.tokens import TokenError
@@ -30,29 +30,22 @@ class NoCluster:
 
 @pytest.fixture
 async def gateway(provider):
-    document = {
-        "apiVersion": authconfig.API_VERSIONS[0],
-        "kind": authconfig.KIND,
-        "jwt": [
-            {
-                "issuer": {
-                    "url": provider.url,
-                    "audiences": ["tollgate"],
-                    "certificateAuthority": provider.ca_file.read_text(),
-                },
-                "claimValidationRules": [{"expression": "claims.tier in ['gold', 'silver']", "message": "no tier"}],
-                "claimMappings": {
-                    "username": {"expression": "'corp:' + claims.email.lowerAscii()"},
-                    "groups": {"claim": "roles", "prefix": "corp:"},
-                    "uid": {"claim": "employee"},
-                    "extra": [{"key": "example.com/tier", "valueExpression": "claims.tier"}],
-                },
-                "userValidationRules": [{"expression": "!user.groups.exists(g, g == 'corp:banned')"}],
-            }
-        ],
+    document = json.loads(
+        provider.configuration(
+            {"expression": "'corp:' + claims.email.lowerAscii()"},
+            claimValidationRules=[
+                {"expression": "claims.tier in ['gold', 'silver']", "message": "no tier"},
+                {"expression": "claims.email_verified"},
+            ],
+            userValidationRules=[{"expression": "!user.groups.exists(g, g == 'corp:banned')"}],
+        )
+    )
+    document["jwt"][0]["claimMappings"] |= {
+        "groups": {"claim": "roles", "prefix": "corp:"},
+        "uid": {"claim": "employee"},
+        "extra": [{"key": "example.com/tier", "valueExpression": "claims.tier"}],
     }
-    document["jwt"][0]["claimValidationRules"].append({"expression": "claims.email_verified"})
-    gateway = issuers.Authenticator(authconfig.load(yaml.safe_dump(document)), NoCluster(), accept_cluster=False)
+    gateway = issuers.Authenticator(authconfig.load(json.dumps(document)), NoCluster(), accept_cluster=False)
     gateway.own = frozenset({"kubernetes-admin"})
     await gateway.issuers[provider.url].refresh()
     return gateway
