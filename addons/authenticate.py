@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import ctx, exceptions, http, tcp
 from mitmproxy.addonmanager import Loader
 
-from addons.core import authconfig, credentials, facts, status, tokens
+from addons.core import authconfig, credentials, facts, limits, status, tokens
 from addons.core.model import Identity
 from addons.mitm import answers, cutting, options
 from addons.net import apiserver, issuers
@@ -53,6 +53,7 @@ class Authenticate:
         self.open: WeakKeyDictionary[http.HTTPFlow, float] = WeakKeyDictionary()  # flow -> when its identity ends
         self.sweeper: asyncio.Task[None] | None = None
         self.clock = time.time
+        self.failures = limits.Digest()
 
     def load(self, loader: Loader) -> None:
         cutting.install()
@@ -130,7 +131,6 @@ class Authenticate:
         if self.sweeper is None:
             self.sweeper = asyncio.get_running_loop().create_task(self.keep_sweeping(), name="tollgate expiry")
 
-    @property
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
         return self.authenticator is not None and self.authenticator.ready
@@ -154,7 +154,10 @@ class Authenticate:
             known.identity = await self.identify(token)
         except tokens.TokenError as e:
             strip(flow)
-            logger.warning("refused %s from %s: %s", self.name, flow.client_conn.peername[0], e)
+            source = flow.client_conn.peername[0]
+            # The reason is for the log alone; a client that guesses must not fill it.
+            if count := self.failures.note(f"{source} {e.reason}", self.clock()):
+                logger.warning("%d tokens from %s are not accepted; the last: %s", count, source, e)
             answers.refuse(flow, self.name, UNAUTHORIZED)
             return
         except issuers.IssuerError as e:

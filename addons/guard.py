@@ -162,8 +162,8 @@ class Guard:
         # What an addon fetches first (the issuers' keys) is usually there in a moment. If not, the
         # port opens all the same and requests are told so.
         deadline = time.monotonic() + READY_LIMIT
-        addons = [ctx.master.addons.get(name) for name in wanted]
-        while not all(getattr(a, "ready", True) for a in addons) and time.monotonic() < deadline:  # noqa: ASYNC110
+        checks = [check for name in wanted if (check := getattr(ctx.master.addons.get(name), "ready", None))]
+        while not all(check() for check in checks) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         ctx.options.update(server=True)
         await server.setup_servers()
