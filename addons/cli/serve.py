@@ -63,7 +63,7 @@ def parser(command: str) -> argparse.ArgumentParser:
     def option(name: str, default: str | None, text: str, **more: object) -> None:
         variable = "TOLLGATE_" + name.removeprefix("--").replace("-", "_").upper()
         shown = f" (default: {default})" if default else ""
-        p.add_argument(name, default=os.environ.get(variable, default), help=text + shown, **more)  # type: ignore[arg-type]
+        p.add_argument(name, default=os.environ.get(variable, default), help=text + shown, **more)  # type: ignore[arg-type]  # argparse's overloads
 
     def switch(name: str, text: str) -> None:
         variable = "TOLLGATE_" + name.removeprefix("--").replace("-", "_").upper()

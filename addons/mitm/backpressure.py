@@ -55,5 +55,5 @@ def install() -> None:
             self.timeout_watchdog.register_activity()  # waiting for the client is not idleness of the server
             await asyncio.sleep(LOOK_AGAIN)
 
-    _http2.Http2Server.__init__ = init  # type: ignore[method-assign]
-    ConnectionHandler.drain_writers = drain_writers  # type: ignore[method-assign]
+    _http2.Http2Server.__init__ = init
+    ConnectionHandler.drain_writers = drain_writers

@@ -20,4 +20,4 @@ def install() -> None:
     def check_body_size(self: HttpStream, request: bool) -> layer.CommandGenerator[bool]:
         return (yield from original(self, True)) if request else False
 
-    HttpStream.check_body_size = check_body_size  # type: ignore[method-assign]
+    HttpStream.check_body_size = check_body_size

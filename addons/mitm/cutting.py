@@ -105,4 +105,4 @@ def install() -> None:
     def handle_event(self: HttpLayer, event: Any) -> layer.CommandGenerator[None]:
         return _end(self, event) if isinstance(event, Cut) else original(self, event)
 
-    HttpLayer._handle_event = handle_event  # type: ignore[method-assign]
+    HttpLayer._handle_event = handle_event

@@ -113,6 +113,6 @@ def _read_body(original: Any) -> Any:
 @patch
 def install() -> None:
     _http1.make_error_response = _error_response
-    _http2.Http2Server._handle_event = _h2_handle_event(_http2.Http2Server._handle_event)  # type: ignore[method-assign]
-    _http1.Http1Server.read_headers = _read_headers(_http1.Http1Server.read_headers)  # type: ignore[method-assign]
-    _http1.Http1Connection.read_body = _read_body(_http1.Http1Connection.read_body)  # type: ignore[method-assign]
+    _http2.Http2Server._handle_event = _h2_handle_event(_http2.Http2Server._handle_event)
+    _http1.Http1Server.read_headers = _read_headers(_http1.Http1Server.read_headers)
+    _http1.Http1Connection.read_body = _read_body(_http1.Http1Connection.read_body)

@@ -77,8 +77,8 @@ def _connection_spec_matches(original: Any) -> Any:
 @patch
 def install() -> None:
     goaway = h2.connection.H2Connection._receive_goaway_frame
-    BufferedH2Connection._receive_goaway_frame = _receive_goaway_frame(goaway)  # type: ignore[method-assign]
+    BufferedH2Connection._receive_goaway_frame = _receive_goaway_frame(goaway)
     client = _http2.Http2Client
-    client.handle_h2_event = _handle_h2_event(client.handle_h2_event)  # type: ignore[method-assign]
+    client.handle_h2_event = _handle_h2_event(client.handle_h2_event)
     matches = GetHttpConnection.connection_spec_matches
-    GetHttpConnection.connection_spec_matches = _connection_spec_matches(matches)  # type: ignore[method-assign]
+    GetHttpConnection.connection_spec_matches = _connection_spec_matches(matches)

@@ -23,7 +23,7 @@ def declare_state(loader: Loader) -> None:
 
 
 # Each of these, set otherwise, opens a way past the addons. The launcher sets them, the guard
-# refuses to work when they are not so. Reasons: docs/mitmproxy-options.md has one line each.
+# refuses to work when they are not so.
 REQUIRED: Mapping[str, Any] = {
     "connection_strategy": "lazy",  # eager connects before the verdict, and hangs up when the API server is down
     "upstream_cert": False,  # would connect upstream to copy a certificate

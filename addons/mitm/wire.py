@@ -60,4 +60,4 @@ def install() -> None:
                 _sent[event.request] = Authority(event.request.authority, tuple(headers.get_all("host")))
         return original(self, child, event)
 
-    HttpLayer.event_to_child = event_to_child  # type: ignore[method-assign]
+    HttpLayer.event_to_child = event_to_child
