@@ -1,0 +1,450 @@
+"""
+Attacks on the wire and on the policy, against the real API server: what the client gets, and that
+its audit log shows nothing that was refused. Rows marked `open_hole` are attacks that still work.
+"""
+
+import json
+import re
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import hpack
+import pytest
+
+from tests.e2e import client, gateway
+
+pytestmark = pytest.mark.e2e
+
+PODS = b"/api/v1/namespaces/shop/pods?limit=1"
+MAPS = b"/api/v1/namespaces/attacks-none/configmaps"  # in no namespace that is there: nothing is ever stored
+AGENT = "tollgate:system:serviceaccount:agents:ci-agent"
+GATEWAY = "system:serviceaccount:tollgate:gateway"
+BROKEN = 0  # the connection ends without an answer
+WAIT = 3  # seconds for an answer; milliseconds are usual
+
+
+def still_works(why):
+    """The mark of an attack that still works. Strict: whoever mends it takes the mark away."""
+    return pytest.mark.xfail(strict=True, reason=why)
+
+
+def open_hole(*values, name, why):
+    return pytest.param(*values, id=name, marks=still_works(why))
+
+
+def connect(running, alpn):
+    context = ssl.create_default_context(cafile=running.ca_file)
+    context.set_alpn_protocols([alpn])
+    return context.wrap_socket(socket.create_connection(("127.0.0.1", running.port), WAIT), server_hostname="127.0.0.1")
+
+
+def statuses(running, data, count=1):
+    """The status codes of the first `count` answers to these bytes, over HTTP/1.1."""
+    received = b""
+    with connect(running, "http/1.1") as s:
+        s.sendall(data)
+        while len(found := re.findall(rb"HTTP/1\.1 (?!100)(\d{3}) ", received)) < count:
+            try:
+                more = s.recv(65536)
+            except OSError:
+                more = b""
+            if not more:
+                break
+            received += more
+    return tuple(int(status) for status in found[:count]) or (BROKEN,)
+
+
+def reached(controlplane, since):
+    """What arrived at the API server of a client's making: as whom, and what."""
+    time.sleep(0.02)  # the log is written before the answer, in blocking mode; this is for cut connections
+    return [
+        (e.get("impersonatedUser", {}).get("username", ""), e["requestURI"])
+        for e in controlplane.audit_events(since)
+        if e["user"].get("username") in (GATEWAY, None) and not e["auditID"].startswith("tollgate-")
+    ]
+
+
+def head(line, token, extra=b"", host=b"Host: 127.0.0.1\r\n"):
+    return line + b"\r\n" + host + b"Authorization: Bearer " + token + b"\r\n" + extra + b"\r\n"
+
+
+GET = b"GET " + PODS + b" HTTP/1.1"
+POST = b"POST " + MAPS + b" HTTP/1.1"
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: "
+
+# request line, further headers, body -> status
+FRAMING = [
+    pytest.param(b"GET " + PODS + b" HTTP/1.0", b"", b"", 400, id="HTTP/1.0"),
+    pytest.param(b"GET " + PODS + b" HTTP/3.0", b"", b"", 400, id="HTTP/3.0"),
+    pytest.param(b"GET https://127.0.0.1" + PODS + b" HTTP/1.1", b"", b"", 400, id="absolute form"),
+    open_hole(b"GET https://127.0.0.1" + PODS + b" HTTP/2.0", b"", b"", 400, name="absolute form as HTTP/2.0 in a line",
+              why="check_head believes the request line's version, not the ALPN"),
+    pytest.param(b"CONNECT 127.0.0.1:443 HTTP/1.1", b"", b"", 400, id="CONNECT"),
+    pytest.param(b"OPTIONS * HTTP/1.1", b"", b"", 405, id="OPTIONS *"),
+    pytest.param(b"TRACE " + PODS + b" HTTP/1.1", b"", b"", 405, id="TRACE"),
+    pytest.param(b"get " + PODS + b" HTTP/1.1", b"", b"", 405, id="lower-case method"),
+    pytest.param(b"PRI * HTTP/2.0", b"", b"\r\nSM\r\n\r\n", BROKEN, id="HTTP/2 preface"),
+    pytest.param(b"GET api/v1/pods HTTP/1.1", b"", b"", 400, id="no slash"),
+    pytest.param(b"GET /api/v1/pods#x HTTP/1.1", b"", b"", 400, id="fragment"),
+    pytest.param(b"GET /api/v1/p\xc3\xb6ds HTTP/1.1", b"", b"", 400, id="letters outside ASCII"),
+    open_hole(b"GET " + PODS + b"\t HTTP/1.1", b"", b"", 400, name="tab in the request line",
+              why="mitmproxy splits the line at any white space"),
+    pytest.param(GET, b"Host: other\r\n", b"", 400, id="two hosts"),
+    pytest.param(GET, b"X: a\r\n Impersonate-User: root\r\n", b"", 400, id="folded header"),
+    pytest.param(GET, b"\tImpersonate-User: root\r\n", b"", 400, id="folded by a tab"),
+    pytest.param(GET, b"Accept: a\rImpersonate-User: root\r\n", b"", 400, id="bare CR"),
+    pytest.param(GET, b"Accept: a\0b\r\n", b"", 400, id="NUL"),
+    pytest.param(GET, b"Impersonate-User : root\r\n", b"", 400, id="space before the colon"),
+    pytest.param(GET, b": x\r\n", b"", 400, id="no header name"),
+    pytest.param(GET, b"Impersonate-User: root\r\n", b"", 403, id="impersonation"),
+    pytest.param(GET, b"Authorization: Bearer x\r\n", b"", 400, id="two credentials"),
+    pytest.param(GET, b"Connection: x-forwarded-for\r\n", b"", 400, id="Connection names a header"),
+    pytest.param(GET, b"Expect: 200-ok\r\n", b"", 400, id="another Expect"),
+    pytest.param(GET, b"Content-Length: 2\r\n", b"{}", 400, id="GET with a body"),
+    pytest.param(GET, UPGRADE + b"websocket\r\n", b"", 400, id="upgrade elsewhere"),
+    pytest.param(GET, UPGRADE + b"websocket\r\nUpgrade: h2c\r\n", b"", 400, id="two upgrades"),
+    pytest.param(POST, b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n", 400, id="CL.TE"),
+    pytest.param(POST, b"Transfer-Encoding : chunked\r\nContent-Length: 5\r\n", b"0\r\n\r\n", 400, id="TE and space"),
+    pytest.param(POST, b"Transfer-Encoding: xchunked\r\n", b"0\r\n\r\n", 400, id="unknown TE"),
+    pytest.param(POST, b"Transfer-Encoding: chunked, chunked\r\n", b"0\r\n\r\n", 400, id="TE twice"),
+    open_hole(POST, b"Transfer-Encoding: \x0bchunked\r\n", b"0\r\n\r\n", 400, name="TE after a vertical tab",
+              why="mitmproxy strips every white space of a value, other hops only spaces and tabs"),
+    pytest.param(POST, b"Content-Length: +2\r\n", b"{}", 400, id="CL +2"),
+    pytest.param(POST, b"Content-Length: 2, 2\r\n", b"{}", 400, id="CL 2, 2"),
+    pytest.param(POST, b"Content-Length: -1\r\n", b"{}", 400, id="negative CL"),
+    pytest.param(POST, b"Content-Length: 99999999\r\n", b"", 413, id="body over the limit"),
+    pytest.param(POST, b"Transfer-Encoding: chunked\r\n", b"0x2\r\n{}\r\n0\r\n\r\n", BROKEN, id="chunk size 0x2"),
+    pytest.param(POST, b"Transfer-Encoding: chunked\r\n", b"2\r\n{}\r\n0\r\nImpersonate-User: a\r\n\r\n", 400,
+                 id="trailers"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "extra", "body", "status"), FRAMING)
+def test_framing(controlplane, open_gateway, agent_token, line, extra, body, status):
+    since = controlplane.audit_position()
+    data = head(line, agent_token.encode(), extra) + body
+    assert statuses(open_gateway, data) == (status,)
+    assert not reached(controlplane, since)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected", "arrive"),
+    [
+        pytest.param(b"", b"Impersonate-User: root\r\n", (200, 403), 1, id="the second impersonates"),
+        pytest.param(b"Impersonate-User: root\r\n", b"", (403, 200), 1, id="the first impersonates"),
+        pytest.param(UPGRADE + b"websocket\r\n", b"", (400, 200), 1, id="after a refused upgrade"),
+    ],
+)
+def test_pipelined_requests_are_judged_one_by_one(
+    controlplane, open_gateway, agent_token, first, second, expected, arrive
+):
+    since, token = controlplane.audit_position(), agent_token.encode()
+    assert statuses(open_gateway, head(GET, token, first) + head(GET, token, second), 2) == expected
+    assert reached(controlplane, since) == [(AGENT, PODS.decode())] * arrive
+
+
+def test_a_token_is_not_that_of_the_connection(controlplane, open_gateway, agent_token):
+    since = controlplane.audit_position()
+    anonymous = GET + b"\r\nHost: 127.0.0.1\r\n\r\n"
+    assert statuses(open_gateway, head(GET, agent_token.encode()) + anonymous, 2) == (200, 401)
+    assert reached(controlplane, since) == [(AGENT, PODS.decode())]
+
+
+def test_a_request_behind_an_upgrade_is_no_request(controlplane, open_gateway, agent_token):
+    since, pod = controlplane.audit_position(), controlplane.pods("shop", "app=web")[0]
+    path = f"/api/v1/namespaces/shop/pods/{pod}/exec?command=cat&stdin=true"
+    handshake = UPGRADE + b"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    handshake += b"Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n"
+    token = agent_token.encode()
+    data = head(f"GET {path} HTTP/1.1".encode(), token, handshake) + head(b"GET /api/v1/secrets HTTP/1.1", token)
+    assert statuses(open_gateway, data, 2) == (101,)
+    assert {uri for _, uri in reached(controlplane, since)} == {path}
+
+
+def test_plain_http_and_garbage(controlplane, open_gateway, agent_token):
+    since = controlplane.audit_position()
+    with socket.create_connection(("127.0.0.1", open_gateway.port), WAIT) as s:
+        s.sendall(head(GET, agent_token.encode()))
+        assert b"Tollgate-Reason: plaintext" in s.recv(65536)
+    assert statuses(open_gateway, b"\x16\x03\x01\r\n\r\n\x00\x01\r\n\r\n") == (400,)
+    assert not reached(controlplane, since)
+
+
+# HTTP/2, by hand: no library sends these.
+
+
+def frame(kind, flags, sid, payload):
+    return len(payload).to_bytes(3) + bytes((kind, flags)) + sid.to_bytes(4) + payload
+
+
+def h2_status(running, sent):
+    """The status of one HTTP/2 request; BROKEN when the connection or stream is ended."""
+    decoder, received = hpack.Decoder(), b""
+    with connect(running, "h2") as s:
+        s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+        s.sendall(frame(1, 5, 1, hpack.Encoder().encode(sent)))
+        while True:
+            while len(received) >= 9 and len(received) >= 9 + (size := int.from_bytes(received[:3])):
+                kind, payload, received = received[3], received[9 : 9 + size], received[9 + size :]
+                if kind == 1:
+                    return int(dict(decoder.decode(payload))[":status"])
+                if kind in (3, 7):
+                    return BROKEN
+            try:
+                more = s.recv(65536)
+            except OSError:
+                return BROKEN
+            if not more:
+                return BROKEN
+            received += more
+
+
+def fields(*extra, method="GET", path="/api/v1/pods", authority="127.0.0.1", scheme="https"):
+    head = {":method": method, ":scheme": scheme, ":path": path, ":authority": authority}
+    return [*((k, v) for k, v in head.items() if v is not None), ("authorization", "TOKEN"), *extra]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param(fields(path="api/v1/pods"), 400, id="path without a slash"),
+        pytest.param(fields(path="*"), 400, id="path *"),
+        pytest.param(fields(path=""), BROKEN, id="empty path"),
+        pytest.param(fields(path="/api/v1/pods#x"), 400, id="fragment"),
+        pytest.param(fields(path="https://other/api/v1/pods"), 400, id="absolute path"),
+        pytest.param(fields(path="//other/api/v1/pods"), 400, id="path with an authority"),
+        pytest.param(fields(path="/api/v1/pods HTTP/1.1"), 400, id="space in the path"),
+        pytest.param(fields(path="/x HTTP/1.1\r\nImpersonate-User: root\r\nx: "), BROKEN, id="CRLF in the path"),
+        pytest.param(fields(method="GET / HTTP/1.1"), 405, id="space in the method"),
+        pytest.param(fields(method="GET\r\nx: y"), BROKEN, id="CRLF in the method"),
+        pytest.param(fields(scheme="ftp"), 400, id="another scheme"),
+        pytest.param(fields(authority=""), 400, id="empty authority"),
+        pytest.param(fields(authority=None), BROKEN, id="no authority"),
+        pytest.param(fields(authority="a@127.0.0.1"), BROKEN, id="user in the authority"),
+        pytest.param(fields(("host", "other")), BROKEN, id="host and authority differ"),
+        pytest.param([(":path", "/version"), *fields()], BROKEN, id="two paths"),
+        pytest.param([(":method", "DELETE"), *fields()], BROKEN, id="two methods"),
+        pytest.param(fields((":path", "/version")), BROKEN, id="pseudo-header at the end"),
+        pytest.param([(":protocol", "websocket"), *fields(method="CONNECT")], BROKEN, id="extended CONNECT"),
+        pytest.param(fields(("impersonate-user", "root")), 403, id="impersonation"),
+        pytest.param(fields(("Impersonate-User", "root")), BROKEN, id="capitals"),
+        pytest.param(fields(("accept", "a\r\nimpersonate-user: root")), BROKEN, id="CRLF in a value"),
+        pytest.param(fields(("user-agent", "a\nimpersonate-user: root")), BROKEN, id="LF in a value"),
+        pytest.param(fields(("accept\r\nimpersonate-user", "root")), BROKEN, id="CRLF in a name"),
+        pytest.param(fields(("impersonate-user ", "root")), BROKEN, id="space in a name"),
+        pytest.param(fields(("connection", "upgrade")), BROKEN, id="connection header"),
+        pytest.param(fields(("transfer-encoding", "chunked")), BROKEN, id="transfer-encoding"),
+        pytest.param(fields(("authorization", "Bearer x")), 400, id="two credentials"),
+    ],
+)
+def test_http2(controlplane, open_gateway, agent_token, sent, status):
+    since = controlplane.audit_position()
+    sent = [(name, f"Bearer {agent_token}" if value == "TOKEN" else value) for name, value in sent]
+    assert h2_status(open_gateway, sent) == status
+    assert not reached(controlplane, since)
+
+
+# The policy as it is shipped.
+
+
+@pytest.fixture(scope="module")
+def own_namespace(controlplane):
+    """A namespace of the agents'."""
+    controlplane.run_kubectl("create", "namespace", "sandbox-attacks")
+    yield "sandbox-attacks"
+    controlplane.run_kubectl("delete", "namespace", "sandbox-attacks", "--wait=false")
+
+
+def pod(spec=None, container=None, **metadata):
+    containers = [{"name": "c", "image": "x", **(container or {})}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "attack", **metadata},
+        "spec": {"containers": containers, **(spec or {})},
+    }
+
+
+def volume(**source):
+    return {"volumes": [{"name": "v", **source}]}
+
+
+APPARMOR = {"container.apparmor.security.beta.kubernetes.io/c": "unconfined"}
+ROLLBACK = {"deprecated.deployment.rollback.to": "1"}
+CSI = {"driver": "file.csi.azure.com", "volumeAttributes": {"secretName": "db-password", "shareName": "s"}}
+PROVIDER = {"driver": "secrets-store.csi.k8s.io", "volumeAttributes": {"secretProviderClass": "prod"}}
+FLEX = {"driver": "a/b", "options": {"secretName": "db-password"}}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(pod({"serviceAccountName": "deployer"}), id="ServiceAccount"),
+        pytest.param(pod({"serviceAccount": "deployer"}), id="its old name"),
+        pytest.param(pod({"serviceAccountName": "default", "serviceAccount": "deployer"}), id="both names"),
+        pytest.param(pod({"hostPID": True}), id="hostPID"),
+        pytest.param(pod(container={"securityContext": {"procMount": "Unmasked"}}), id="procMount"),
+        pytest.param(pod({"securityContext": {"appArmorProfile": {"type": "Unconfined"}}}), id="AppArmor"),
+        open_hole(pod(annotations=APPARMOR), name="AppArmor by annotation",
+                  why="the API server makes the field of it, uses looks at the field only"),
+        pytest.param(pod(volume(secret={"secretName": "db-password"})), id="Secret"),
+        open_hole(pod(volume(csi=CSI)), name="Secret by a CSI attribute", why="uses skips volumeAttributes"),
+        open_hole(pod(volume(csi=PROVIDER)), name="SecretProviderClass", why="uses skips volumeAttributes"),
+        open_hole(pod(volume(flexVolume=FLEX)), name="Secret by a flexVolume option", why="uses does not look there"),
+        open_hole(pod(volume(gitRepo={"repository": "https://x/y"})), name="gitRepo",
+                  why="runs git on the node as root (CVE-2024-10220); counted as harmless"),
+        pytest.param(b'{"kind":"Pod","spec":{},"spec":{"serviceAccountName":"deployer"}}', id="duplicate key"),
+        pytest.param(b'{"kind":"Pod","spec":{},"Spec":{"serviceAccountName":"deployer"}}', id="key in another case"),
+        pytest.param(b'\xef\xbb\xbf{"kind":"Pod"}', id="byte order mark"),
+        pytest.param(b'{"kind":"Pod"}{"kind":"Pod"}', id="two documents"),
+    ],
+)  # fmt: skip
+def test_pods_that_reach_too_far(controlplane, default_gateway, agent_token, own_namespace, body):
+    since = controlplane.audit_position()
+    path = f"/api/v1/namespaces/{own_namespace}/pods"
+    headers = {"Content-Type": "application/json"}
+    answer = client.request(
+        default_gateway.port, default_gateway.ca_file, "POST", path, token=agent_token, body=body, headers=headers
+    )
+    if answer.status == 201:
+        controlplane.request("DELETE", f"{path}/attack?gracePeriodSeconds=0")
+    assert answer.status in (400, 403), answer.status
+    assert not reached(controlplane, since)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/v1/secrets", "/api/v1/watch/secrets", "/api/v1/watch/namespaces/shop/secrets/db-password",
+        "/api/v1/secrets?watch=", "/api/v1/secrets?fieldSelector=metadata.name%3Ddb-password",
+        "/api/v1/nodes/node-1/proxy/logs/", "/api/v1/nodes/https:node-1:10250/proxy/pods",
+        "/api/v1/namespaces/shop/services/https:web:80/proxy/x", "/api/v1/namespaces/shop/pods/web/proxy/..%2f",
+        "/api/v1/nodes/node-1/configz", "/api/v1/namespaces/shop/pods/web/log/x", "/metrics", "/logs/",
+        "/debug/pprof/", "/configz", "/version/", "/healthz/..", "/api//v1/secrets", "/API/v1/secrets",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("accept", ["*/*", "application/json;as=Table;v=v1;g=meta.k8s.io"], ids=["any", "Table"])
+def test_other_ways_to_read(controlplane, default_gateway, agent_token, path, accept):
+    since = controlplane.audit_position()
+    answer = client.request(
+        default_gateway.port, default_gateway.ca_file, "GET", path, token=agent_token, headers={"Accept": accept}
+    )
+    assert answer.status in (400, 403)
+    assert not reached(controlplane, since)
+
+
+def deployment(account):
+    containers = [{"name": "c", "image": "x"}]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "rolled"},
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": {"a": "b"}},
+            "template": {
+                "metadata": {"labels": {"a": "b"}},
+                "spec": {"serviceAccountName": account, "containers": containers},
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        pytest.param({"spec": {"template": {"spec": {"serviceAccountName": "deployer"}}}}, id="the template"),
+        open_hole({"metadata": {"annotations": ROLLBACK}}, name="rollback by annotation",
+                  why="the deployment controller puts an old template in place; uses looks at the template only"),
+        open_hole({"spec": {"template": {"metadata": {"annotations": APPARMOR}}}}, name="AppArmor by annotation",
+                  why="the API server makes the field of it, uses looks at the field only"),
+    ],
+)  # fmt: skip
+def test_patches_that_change_what_pods_reach(controlplane, default_gateway, agent_token, own_namespace, patch):
+    controlplane.run_kubectl("apply", "-n", own_namespace, "-f", "-", input=json.dumps(deployment("default")))
+    since = controlplane.audit_position()
+    path = f"/apis/apps/v1/namespaces/{own_namespace}/deployments/rolled"
+    headers = {"Content-Type": "application/merge-patch+json"}
+    answer = client.request(
+        default_gateway.port, default_gateway.ca_file, "PATCH", path, token=agent_token, body=patch, headers=headers
+    )
+    assert answer.status == 403
+    assert not reached(controlplane, since)
+
+
+# Logs.
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b"GET /\x1b[31mx HTTP/1.1", id="path"),
+        open_hole(b"G\x1b[31mET /x HTTP/1.1", name="method", why="answers.refuse logs the method with %s"),
+    ],
+)
+def test_no_terminal_escapes_in_the_log(open_gateway, agent_token, line):
+    start = len(open_gateway.log)
+    assert statuses(open_gateway, head(line, agent_token.encode()))[0] in (400, 405)
+    assert "\x1b" not in open_gateway.log[start:]
+
+
+@still_works("answers.refuse logs the whole path, up to 64 KiB")
+def test_one_short_log_line_for_a_refused_request(open_gateway):
+    start = len(open_gateway.log)
+    assert statuses(open_gateway, b"GET /api/v1/" + b"a" * 60000 + b" HTTP/1.1\r\nHost: a\r\n\r\n") == (401,)
+    assert len(open_gateway.log) - start < 2000
+
+
+def test_no_token_in_the_log(default_gateway, open_gateway, agent_token):
+    for one in (default_gateway, open_gateway):
+        assert agent_token[-40:] not in one.log
+
+
+# Memory, and the guard's second line.
+
+
+def resident(pid):
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # KiB
+
+
+@still_works("backpressure._clients: each value holds its own weak key, so no HTTP/2 connection is ever freed")
+def test_a_closed_http2_connection_costs_nothing(open_gateway):
+    pid, nobody = open_gateway.process.pid, [f for f in fields() if f[0] != "authorization"]
+    for _ in range(100):
+        h2_status(open_gateway, nobody)
+    before = resident(pid)
+    for _ in range(200):
+        h2_status(open_gateway, nobody)
+    assert resident(pid) - before < 6000
+
+
+BREAK = """
+from pathlib import Path
+from addons.core import status
+
+good = status.body
+
+def body(refusal):
+    if Path(%r).exists():
+        raise MemoryError
+    return good(refusal)
+
+status.body = body
+"""
+
+
+@still_works(
+    "guard and last word both need answers.response: when it raises, the request goes on as the client sent it"
+)
+def test_no_answer_can_be_made(controlplane, gateway_kubeconfig, tmp_path):
+    script, switch = tmp_path / "breaks.py", tmp_path / "broken"
+    script.write_text(BREAK % str(switch))
+    path = "/api/v1/namespaces/shop/configmaps/attack-none"
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--", "-s", str(script)]
+    with gateway.running(tmp_path / "gateway", *arguments) as one:
+        switch.touch()
+        # A credential that the API server itself takes: the gateway must never pass one on.
+        client.request(one.port, one.ca_file, "DELETE", path, token=controlplane.admin_token, seconds=3)
+    assert not [e for e in controlplane.audit_events() if e["requestURI"] == path]
