@@ -153,7 +153,6 @@ class Authenticate:
             flow.request.headers = http.Headers(fields)
             known.identity = await self.identify(token)
         except tokens.TokenError as e:
-            strip(flow)
             source = flow.client_conn.peername[0]
             # The reason is for the log alone; a client that guesses must not fill it.
             if count := self.failures.note(f"{source} {e.reason}", self.clock()):
@@ -227,12 +226,6 @@ class Authenticate:
             if now >= expiry:
                 self.open.pop(flow, None)
                 cutting.cut(flow, EXPIRED)
-
-
-def strip(flow: http.HTTPFlow) -> None:
-    """A refused request is displayed and saved too: whatever it brought as a credential goes."""
-    for header in ("Authorization", "Sec-WebSocket-Protocol"):
-        flow.request.headers.pop(header, None)
 
 
 addons = [Authenticate()]

@@ -314,7 +314,7 @@ class LastWord:
         if untouched and known.passed >= self.guard.stack.request and not flow.error and not flow.is_replay:
             if known.sealed is not None and known.sealed != seal(flow.request):
                 flow.response = answers.response(CHANGED)
-                logger.error("refused %s: it was changed after the verdict", flow.request.method)
+                logger.error("refused %r: it was changed after the verdict", flow.request.method)
             else:
                 known.released, flow.response = True, None
         elif flow.response is None:
@@ -325,7 +325,7 @@ class LastWord:
     def refused(self, flow: http.HTTPFlow, known: facts.Facts) -> None:
         if flow.response is known.refusal:
             missing = sorted(f"{a}.{h}" for a, h in self.guard.stack.request - known.passed)
-            logger.error("refused %s: not passed: %s", flow.request.method, ", ".join(missing))
+            logger.error("refused %r: not passed: %s", flow.request.method, ", ".join(missing))
         elif known.answered_by == "tollgate_authenticate" and flow.response.status_code == 401:
             now, source = time.monotonic(), flow.client_conn.peername[0]
             if self.failed.rate and not self.failed.take(source, now):
@@ -377,7 +377,7 @@ class LastWord:
                 self.guard.upgraded[flow.client_conn.id] = flow
         else:
             missing = sorted(f"{a}.{h}" for a, h in wanted - known.passed)
-            logger.error("withheld the answer to %s: not passed: %s", flow.request.method, ", ".join(missing))
+            logger.error("withheld the answer to %r: not passed: %s", flow.request.method, ", ".join(missing))
             flow.response = answers.response(ANSWER_NOT_JUDGED)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -420,13 +420,14 @@ def give_up(reason: str) -> None:
 def check_head(flow: http.HTTPFlow, allow_spdy: bool) -> None:
     """Refuse what two parsers could read differently. Raises status.Refused."""
     request = flow.request
-    http2 = request.http_version == "HTTP/2.0"
+    # By what TLS agreed on, not by the request line: `GET https://other/ HTTP/2.0` is a line of HTTP/1.
+    http2 = flow.client_conn.alpn == b"h2"
     if not flow.client_conn.tls_established:
         # mitmproxy also takes plain HTTP on the TLS port: a token sent so was on the wire in clear.
         raise status.Refused(
             400, "plaintext", "tollgate: only https is served here; use https:// and treat the token you sent as leaked"
         )
-    if not http2 and request.http_version != "HTTP/1.1":
+    if request.http_version != ("HTTP/2.0" if http2 else "HTTP/1.1"):
         raise status.Refused(400, "http-version", "tollgate: only HTTP/1.1 and HTTP/2 are served")
     fields = request.headers.fields
     headers.check(fields)

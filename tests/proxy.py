@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from mitmproxy import addons as defaults
-from mitmproxy import master, options
+from mitmproxy import http, master, options
 
+from addons.core import facts
 from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, wire
 
 for _module in (wire, errors, goaway, cutting, bodies, backpressure, listening):
     _module.install()
+
+
+class Releases:
+    """Stands in for the guard's last word: these tests are about what comes after it."""
+
+    name = "releases"
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        facts.of(flow).released = True
 
 
 @contextlib.asynccontextmanager
@@ -24,7 +34,7 @@ async def running(
     opts = options.Options()
     m = master.Master(opts, asyncio.get_running_loop())
     m.addons.add(*defaults.default_addons())
-    m.addons.add(*addons)
+    m.addons.add(*addons, Releases())
     opts.update(
         mode=[f"reverse:https://127.0.0.1:{upstream}"],
         listen_host="127.0.0.1",

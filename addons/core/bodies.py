@@ -34,6 +34,7 @@ _OBJECTS = frozenset({JSON, YAML, PROTOBUF})
 
 MAX_YAML = 512 * 1024  # bytes; YAML is read event by event, some 3 µs each, on the way of a request
 MAX_YAML_EVENTS = 50_000
+MAX_POINTER = 4096  # characters; the deepest field of a pod is 80 away, and each step costs us an object
 MAX_PATCH_OPERATIONS = 10_000  # the API server's own (handlers/patch.go)
 
 # Type and subtype, then at most a charset, as clients write it. No other parameter means
@@ -147,7 +148,9 @@ def _check_json_patch(content: Any) -> None:
 
 def _is_pointer(value: Any) -> bool:
     """A JSON pointer (RFC 6901), plainly: no `~` but in ~0 and ~1, where readers differ."""
-    return isinstance(value, str) and (not value or value[0] == "/") and not re.search(r"~(?![01])", value)
+    if not isinstance(value, str) or len(value) > MAX_POINTER:
+        return False
+    return (not value or value[0] == "/") and not re.search(r"~(?![01])", value)
 
 
 def _check_spelling(content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Pure checks over (name, value) pairs as they came over the wire; each refusal ha
 its own. The guard calls them before anyone looks at the request.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 from addons.core.status import Refused
@@ -22,6 +23,8 @@ CONNECTION_TOKENS = frozenset({b"close", b"keep-alive", b"upgrade"})
 # Identity by header: impersonation and front-proxy authentication (k8s.io/apiserver
 # pkg/authentication/request/headerrequest). Whoever the caller is, the token says it.
 IDENTITY_PREFIXES = (b"impersonate-", b"x-remote-")
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 UPGRADES = {b"websocket": "websocket", b"spdy/3.1": "spdy"}
 
@@ -44,7 +47,8 @@ def check(fields: Iterable[tuple[bytes, bytes]]) -> None:
                 f"tollgate: the header {_shown(raw_name)} claims an identity and is not accepted; "
                 "who you are comes from your token; remove as/as-groups from the kubeconfig",
             )
-        if b"\r" in value or b"\n" in value or b"\0" in value:
+        # Folding, NUL, and the white space that some parsers strip and others keep (a vertical tab).
+        if _CONTROL.search(value):
             raise Refused(
                 400,
                 "header-folded",

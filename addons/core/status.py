@@ -11,6 +11,7 @@ contains "not found" by a sentence of its own.
 import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 MAX_MESSAGE = 500  # characters; kubectl apply prints it after a dump, hosts cut the tail
 
@@ -58,6 +59,7 @@ def one_line(message: str) -> str:
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
+@lru_cache(maxsize=512)  # the same few sentences, over and over
 def body(refusal: Refusal) -> bytes:
     """The refusal as `metav1.Status` JSON, UTF-8."""
     return json.dumps(

@@ -57,13 +57,15 @@ _BASELINE_SELINUX = frozenset({"", "container_t", "container_init_t", "container
 _HARMLESS_VOLUMES = frozenset(
     {
         *("emptyDir", "persistentVolumeClaim", "downwardAPI", "ephemeral", "image", "nfs", "glusterfs", "fc"),
-        *("gcePersistentDisk", "awsElasticBlockStore", "gitRepo", "azureDisk", "vsphereVolume", "quobyte"),
+        *("gcePersistentDisk", "awsElasticBlockStore", "azureDisk", "vsphereVolume", "quobyte"),
         *("photonPersistentDisk", "portworxVolume", "flocker"),
     }
 )
 _SECRET_VOLUMES = frozenset(
     {"iscsi", "rbd", "cephfs", "cinder", "flexVolume", "azureFile", "scaleIO", "storageos", "csi"}
 )
+# Volume sources that act on the node itself: gitRepo runs git there, as root (CVE-2024-10220).
+_HOST_VOLUMES = frozenset({"hostPath", "gitRepo"})
 _CONTAINERS = ("containers", "initContainers", "ephemeralContainers")
 
 
@@ -125,6 +127,8 @@ def of_object(group: str, resource: str, content: Any) -> Uses | None:
         found.unknown = True  # the API server will refuse it, or default it; not ours to guess
         return found.uses()
     _pod_spec(found, spec)
+    for where in _annotation_paths(path):
+        _annotations(found, (group, resource), where, _below(content, where))
     # No name is the ServiceAccount `default` (plugin/pkg/admission/serviceaccount), with its token
     # unless the pod says no. The account itself may say no too, which only the server knows.
     if not found.service_accounts:
@@ -147,11 +151,68 @@ def of_patch(group: str, resource: str, patch: str, content: Any, *, whole_pod: 
     if patch == "json":
         for operation in found.dicts(content):
             _json_operation(found, operation, path)
+            for where in _annotation_paths(path):
+                _json_annotations(found, (group, resource), operation, where)
     else:
         _overlay(found, content, path)
+        for where in _annotation_paths(path):
+            _annotations(found, (group, resource), where, _below(content, where))
     found.unknown = found.unknown or whole_pod
     uses = found.uses()
     return NO_USES if uses == NO_USES else uses
+
+
+# Annotations that are fields in disguise: the API server makes a securityContext of the one
+# (pkg/registry/core/pod/strategy.go), the deployment controller puts an old template, with the
+# ServiceAccount it had, in the place of the present one for the other (controller/deployment/rollback.go).
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
+_ROLLBACK = "deprecated.deployment.rollback.to"
+_OBJECT_ANNOTATIONS: Path = ("metadata", "annotations")
+
+
+def _annotation_paths(pod_spec: Path) -> frozenset[Path]:
+    """Where the object's own annotations are, and its pod template's: beside the pod spec."""
+    return frozenset({_OBJECT_ANNOTATIONS, (*pod_spec[:-1], *_OBJECT_ANNOTATIONS)})
+
+
+def _below(content: Any, path: Path) -> Any:
+    for step in path:
+        content = content.get(step) if isinstance(content, dict) else None
+    return content
+
+
+def _annotations(found: _Found, kind: tuple[str, str], where: Path, annotations: Any) -> None:
+    if isinstance(annotations, dict):
+        for key, value in annotations.items():
+            _annotation(found, kind, where, key, value)
+
+
+def _annotation(found: _Found, kind: tuple[str, str], where: Path, key: str, value: Any) -> None:
+    if key.startswith(_APPARMOR) and value == "unconfined":
+        found.host.add("appArmorProfile")
+    if key == _ROLLBACK and value is not None and kind == ("apps", "deployments") and where == _OBJECT_ANNOTATIONS:
+        found.unknown = True
+
+
+def _json_annotations(found: _Found, kind: tuple[str, str], operation: dict[str, Any], where: Path) -> None:
+    if operation.get("op") in ("test", "remove"):
+        return
+    steps = pointer_steps(operation.get("path"))
+    shared = min(len(steps), len(where))
+    if steps[:shared] != where[:shared]:
+        return
+    # What a copy or move brings is not in the request.
+    hidden = operation.get("op") in ("copy", "move")
+    if len(steps) > len(where):
+        key = steps[len(where)]
+        if hidden and (key.startswith(_APPARMOR) or key == _ROLLBACK):
+            found.unknown = True
+        elif not hidden:
+            _annotation(found, kind, where, key, operation.get("value"))
+    elif hidden:
+        found.unknown = True
+    else:
+        _annotations(found, kind, where, _below(operation.get("value"), where[len(steps) :]))
 
 
 def _overlay(found: _Found, content: Any, path: Path) -> None:
@@ -222,8 +283,8 @@ def _volume(found: _Found, volume: dict[str, Any]) -> None:
             found.name(found.secrets, found.a_dict(source).get("secretName"))
         elif kind == "configMap":
             found.name(found.config_maps, found.a_dict(source).get("name"))
-        elif kind == "hostPath":
-            found.host.add("hostPath")
+        elif kind in _HOST_VOLUMES:
+            found.host.add(kind)
         elif kind == "projected":
             for part in found.dicts(found.a_dict(source).get("sources")):
                 _projection(found, part)
@@ -248,12 +309,17 @@ def _projection(found: _Found, part: dict[str, Any]) -> None:
 
 
 def _secret_references(found: _Found, source: dict[str, Any]) -> None:
+    """Secrets by the names that drivers give the field, in attributes and options too."""
     for key, value in source.items():
         folded = key.casefold()
         if folded.endswith("secretref"):
             found.name(found.secrets, found.a_dict(value).get("name"))
         elif folded.endswith("secretname"):
             found.name(found.secrets, value)
+        elif folded.endswith("secretproviderclass"):
+            found.unknown = True  # another object says which secrets
+        elif isinstance(value, dict):
+            _secret_references(found, value)
 
 
 def _container(found: _Found, container: dict[str, Any]) -> None:

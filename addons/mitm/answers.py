@@ -1,12 +1,17 @@
 """How an addon answers in the API server's place: a Status, once, and the first answer stands."""
 
 import logging
+import time
 
 from mitmproxy import http
 
-from addons.core import facts, status
+from addons.core import facts, limits, status
 
 logger = logging.getLogger(__name__)
+
+MAX_SHOWN = 200  # characters of a path in the log; the rest is the client's to repeat for ever
+CREDENTIALS = ("Authorization", "Proxy-Authorization", "Cookie", "Sec-WebSocket-Protocol")
+_unknown = limits.Digest()  # refusals of nobody in particular: one line a second each, with a count
 
 
 def response(refusal: status.Refusal) -> http.Response:
@@ -22,11 +27,20 @@ def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
     known = facts.of(flow)
     flow.response = response(refusal)
     known.answered_by = by
-    logger.info(
-        "refused %s: %s %r by %s: %s",
-        refusal.code,
-        flow.request.method,
-        flow.request.path.split("?")[0],
-        by,
-        status.one_line(refusal.message),
-    )
+    # It goes nowhere now, but it is displayed and saved: whatever it brought as a credential goes.
+    for header in CREDENTIALS:
+        flow.request.headers.pop(header, None)
+    count = 1
+    if known.identity is None:
+        peer = flow.client_conn.peername
+        count = _unknown.note(f"{peer and peer[0]} {refusal.cause}", time.monotonic())
+    if count:
+        logger.info(
+            "refused %s%s: %r %r by %s: %s",
+            refusal.code,
+            f" ({count} times)" if count > 1 else "",
+            flow.request.method[:20],
+            flow.request.path.partition("?")[0][:MAX_SHOWN],
+            by,
+            status.one_line(refusal.message),
+        )

@@ -7,9 +7,9 @@ mitmproxy buffers what HTTP/2's flow control holds back and goes on reading upst
 
 import asyncio
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakValueDictionary
 
-from mitmproxy.connection import Connection, ConnectionState
+from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import _http2
 from mitmproxy.proxy.server import ConnectionHandler
@@ -19,11 +19,12 @@ from addons.mitm.patching import patch
 MOST_HELD = 4 * 1024 * 1024  # bytes held back for one client connection; a few of Go's default windows
 LOOK_AGAIN = 0.01  # seconds; WINDOW_UPDATE frames come through another task and raise no event
 
-_clients: WeakKeyDictionary[Connection, _http2.Http2Server] = WeakKeyDictionary()
+# By id: a Http2Server holds its client, so with the client as the key neither would ever be freed.
+_servers: WeakValueDictionary[str, _http2.Http2Server] = WeakValueDictionary()
 
 
-def _holds_too_much(client: Connection) -> bool:
-    server = _clients.get(client)
+def _holds_too_much(client: Client) -> bool:
+    server = _servers.get(client.id)
     if server is None or not server.h2_conn.stream_buffers:
         return False
     held = 0
@@ -42,7 +43,7 @@ def install() -> None:
 
     def init(self: _http2.Http2Server, context: Context) -> None:
         make(self, context)
-        _clients[context.client] = self
+        _servers[context.client.id] = self
 
     async def drain_writers(self: ConnectionHandler) -> None:
         await drain(self)

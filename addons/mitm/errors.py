@@ -46,8 +46,10 @@ def refusal_for(code: int, message: str) -> status.Refusal:
             431, "head-too-large", f"tollgate: the request head is over {MAX_HEAD} bytes; send fewer or shorter headers"
         )
     if code < 500:
+        # Without mitmproxy's advice to switch the check off, which is nothing for a client.
+        what = message.partition("Disable the")[0].partition(", refusing")[0][:200].strip()
         return status.Refusal(
-            code, "malformed", f"tollgate: the request is malformed and was not sent on: {message[:200]}"
+            code, "malformed", f"tollgate: the request is malformed and was not sent on ({what}); send it as RFC 9112 says"
         )
     # The address and errno in `message` are for the log, where mitmproxy writes them.
     return status.Refusal(

@@ -5,20 +5,37 @@ The gateway's credential: a flow is displayed in mitmweb, saved and exported, so
 `Authorization` for the API server is added to a copy of the request at the moment it is
 handed to the server connection, and exists nowhere else.
 
+And the last gate: nothing of an exchange is handed to a server connection unless the guard's last
+word released it. The guard's two addons share code, and what makes both raise (no memory) must
+not send the client's own request on.
+
 The client's authority: in reverse mode mitmproxy overwrites Host and :authority before the
 first hook, so they are noted here for the guard to compare.
 """
 
 import copy
+import logging
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from mitmproxy import http
-from mitmproxy.proxy import layer
-from mitmproxy.proxy.layers.http import HttpLayer, HttpStream, RequestHeaders
+from mitmproxy.proxy import commands, layer
+from mitmproxy.proxy.layers.http import (
+    HttpLayer,
+    HttpStream,
+    RequestData,
+    RequestEndOfMessage,
+    RequestHeaders,
+    RequestTrailers,
+)
 
 from addons.core import facts
 from addons.mitm.patching import patch
+
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_PARTS = (RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage)
 
 
 class Authority(NamedTuple):
@@ -52,12 +69,19 @@ def install() -> None:
     original = HttpLayer.event_to_child
 
     def event_to_child(self: HttpLayer, child: Any, event: Any) -> layer.CommandGenerator[None]:
-        if isinstance(event, RequestHeaders):
+        if isinstance(event, _REQUEST_PARTS):
             if not isinstance(child, HttpStream):
-                event = _with_credential(self.streams[event.stream_id].flow, event)
-            elif event.replay_flow is None:
+                flow = self.streams[event.stream_id].flow
+                if not facts.of(flow).released:
+                    # Direction: rather no answer than an unjudged request. Not a Status: making one may be what failed.
+                    logger.critical("a request that was not released came as far as the wire and was stopped there")
+                    yield commands.CloseConnection(self.context.client)
+                    return
+                if isinstance(event, RequestHeaders):
+                    event = _with_credential(flow, event)
+            elif isinstance(event, RequestHeaders) and event.replay_flow is None:
                 headers = event.request.headers
                 _sent[event.request] = Authority(event.request.authority, tuple(headers.get_all("host")))
-        return original(self, child, event)
+        yield from original(self, child, event)
 
     HttpLayer.event_to_child = event_to_child
