@@ -23,6 +23,7 @@ from addons.net import apiserver, issuers
 logger = logging.getLogger(__name__)
 
 SWEEP = 0.5  # seconds between looks at the open streams; they end within a second of their token
+REVIEW = 10.0  # seconds between questions whether the tokens of open streams are still good, as for new requests
 
 UNAUTHORIZED = status.Refusal(
     401,
@@ -40,6 +41,10 @@ EXPIRED = status.Refusal(
     401, "token-expired", "tollgate: your token expired while the request was under way; get a new one and try again"
 )
 
+REVOKED = status.Refusal(
+    401, "token-revoked", "tollgate: your token is no longer accepted, so this stream ends; get a new one"
+)
+
 
 class Authenticate:
     name = "tollgate_authenticate"
@@ -51,7 +56,9 @@ class Authenticate:
         self.broken = False  # the first settings were wrong: deny until restarted
         self.started = False
         self.open: WeakKeyDictionary[http.HTTPFlow, float] = WeakKeyDictionary()  # flow -> when its identity ends
-        self.sweeper: asyncio.Task[None] | None = None
+        # The tokens of what is under way, in memory only: a stream is asked about again while it is open.
+        self.tokens: WeakKeyDictionary[http.HTTPFlow, str] = WeakKeyDictionary()
+        self.tasks: list[asyncio.Task[None]] = []
         self.clock = time.time
         self.failures = limits.Digest()
 
@@ -128,8 +135,12 @@ class Authenticate:
         self.started = True
         if self.authenticator is not None:
             self.authenticator.start()
-        if self.sweeper is None:
-            self.sweeper = asyncio.get_running_loop().create_task(self.keep_sweeping(), name="tollgate expiry")
+        if not self.tasks:
+            loop = asyncio.get_running_loop()
+            self.tasks = [
+                loop.create_task(self.keep_sweeping(), name="tollgate expiry"),
+                loop.create_task(self.keep_reviewing(), name="tollgate review of streams"),
+            ]
 
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
@@ -138,8 +149,8 @@ class Authenticate:
     def done(self) -> None:
         if self.authenticator is not None:
             self.authenticator.stop()
-        if self.sweeper is not None:
-            self.sweeper.cancel()
+        for task in self.tasks:
+            task.cancel()
 
     # ----- requests -----
 
@@ -152,6 +163,7 @@ class Authenticate:
             # From here on the flow has no credential: it is displayed, saved and forwarded.
             flow.request.headers = http.Headers(fields)
             known.identity = await self.identify(token)
+            self.tokens[flow] = token
         except tokens.TokenError as e:
             source = flow.client_conn.peername[0]
             # The reason is for the log alone; a client that guesses must not fill it.
@@ -191,13 +203,17 @@ class Authenticate:
 
     def response(self, flow: http.HTTPFlow) -> None:
         if flow.response.status_code != 101:  # an upgraded one has only begun
-            self.open.pop(flow, None)
+            self.ended(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
-        self.open.pop(flow, None)
+        self.ended(flow)
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
+        self.ended(flow)
+
+    def ended(self, flow: http.HTTPFlow) -> None:
         self.open.pop(flow, None)
+        self.tokens.pop(flow, None)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         self.judge(flow)
@@ -224,8 +240,30 @@ class Authenticate:
         """Cut every stream whose identity has ended."""
         for flow, expiry in list(self.open.items()):
             if now >= expiry:
-                self.open.pop(flow, None)
+                self.ended(flow)
                 cutting.cut(flow, EXPIRED)
+
+    async def keep_reviewing(self) -> None:
+        while True:
+            await asyncio.sleep(REVIEW)
+            try:
+                await self.review()
+            # As above: one trouble must not end the reviews.
+            except Exception:
+                logger.exception("asking about the tokens of open streams")
+
+    async def review(self) -> None:
+        """Cut the streams of tokens that are no longer accepted: a deleted ServiceAccount's, a revoked one's."""
+        for token in {self.tokens[flow] for flow in list(self.open) if flow in self.tokens}:
+            try:
+                await self.identify(token)
+            except issuers.IssuerError:
+                continue  # nobody can tell now: the stream was good when it began, and ends with its token
+            except tokens.TokenError as e:
+                for flow in [f for f in self.open if self.tokens.get(f) == token]:
+                    logger.warning("cutting a stream of %s: %s", flow.client_conn.peername[0], e)
+                    self.ended(flow)
+                    cutting.cut(flow, REVOKED)
 
 
 addons = [Authenticate()]

@@ -19,13 +19,26 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.core import canonical, facts, headers, limits, requestinfo, stack, status
-from addons.mitm import answers, backpressure, bodies, cutting, errors, goaway, listening, logs, options, wire
-from addons.mitm.connections import lift_limit
+from addons.mitm import (
+    answers,
+    backpressure,
+    bodies,
+    cutting,
+    errors,
+    goaway,
+    listening,
+    logs,
+    options,
+    websockets,
+    wire,
+)
+from addons.mitm.connections import close, lift_limit
 from addons.mitm.seal import seal
 
 logger = logging.getLogger(__name__)
 
 START_LIMIT = 20.0  # seconds for all scripts to load; a laptop needs 2
+SILENCE_LIMIT = 30.0  # seconds from connecting to the first complete request head, TLS included
 READY_LIMIT = 3.0  # seconds to wait for addons that have a `ready` and are not
 
 NOT_JUDGED = status.Refusal(
@@ -68,11 +81,14 @@ class Guard:
         self.open_by_identity = limits.Shares(0)
         self.digest = limits.Digest()
         self.upgraded: dict[str, http.HTTPFlow] = {}  # client connection id -> the exchange it was upgraded from
+        self.connections = limits.Shares(0)
+        self.connected: dict[str, str] = {}  # client connection id -> the source whose share it holds
+        self.silent: dict[str, asyncio.TimerHandle] = {}  # connections that have not sent a request yet
         # flow -> the keys it holds a share of; by client, so that a lost connection gives all back
         self.lent: dict[str, dict[http.HTTPFlow, list[tuple[limits.Shares, str]]]] = {}
 
     def load(self, loader) -> None:
-        for install in (wire, errors, goaway, cutting, bodies, backpressure, listening):
+        for install in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening):
             install.install()
         loader.add_option(
             "tollgate_stack",
@@ -110,6 +126,12 @@ class Guard:
             "Requests and streams that one source address may have open at once. 0: no limit.",
         )
         loader.add_option(
+            "tollgate_source_connections",
+            int,
+            1000,
+            "Connections that one source address may have open at once. 0: no limit.",
+        )
+        loader.add_option(
             "tollgate_failed_authentications",
             int,
             60,
@@ -129,6 +151,7 @@ class Guard:
             self.sources = limits.Buckets(ctx.options.tollgate_source_rate, 2 * ctx.options.tollgate_source_rate)
         self.open_by_identity.most = ctx.options.tollgate_identity_open
         self.open_by_source.most = ctx.options.tollgate_source_open
+        self.connections.most = ctx.options.tollgate_source_connections
         try:
             self.stack = stack.parse(ctx.options.tollgate_stack)
         except stack.StackError as e:
@@ -174,9 +197,23 @@ class Guard:
     # ----- connections -----
 
     def client_connected(self, client: connection.Client) -> None:
+        source, now = client.peername[0], time.monotonic()
+        if not self.connections.borrow(source):
+            # Before TLS there is no way to say why; descriptors are what this saves.
+            client.error = "tollgate: too many connections from this address"
+            if count := self.digest.note(f"{source} connections", now):
+                logger.warning("source address %s is over tollgate_source_connections: %d refused", source, count)
+            return
+        self.connected[client.id] = source
+        loop = asyncio.get_running_loop()
+        self.silent[client.id] = loop.call_later(SILENCE_LIMIT, close, client)
         lift_limit(client)
 
     def client_disconnected(self, client: connection.Client) -> None:
+        if (timer := self.silent.pop(client.id, None)) is not None:
+            timer.cancel()
+        if (source := self.connected.pop(client.id, None)) is not None:
+            self.connections.give_back(source)
         for flow in list(self.lent.get(client.id, ())):
             self.give_back(flow)
 
@@ -186,6 +223,8 @@ class Guard:
     # ----- requests -----
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
+        if (timer := self.silent.pop(flow.client_conn.id, None)) is not None:
+            timer.cancel()
         facts.forget(flow)
         known = facts.of(flow)
         # Nobody has looked yet: the answer is no, and stays so unless LastWord lifts it.

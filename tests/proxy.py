@@ -11,9 +11,9 @@ from mitmproxy import addons as defaults
 from mitmproxy import http, master, options
 
 from addons.core import facts
-from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, wire
+from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, websockets, wire
 
-for _module in (wire, errors, goaway, cutting, bodies, backpressure, listening):
+for _module in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening):
     _module.install()
 
 

@@ -6,6 +6,7 @@ or mitmweb with the stack of addons and every dangerous option of mitmproxy set 
 import argparse
 import datetime
 import os
+import resource
 import shlex
 import socket
 import sys
@@ -206,6 +207,14 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     return Plan((*argv, *rest), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)
 
 
+def raise_descriptors() -> None:
+    """Every connection is two descriptors; many systems start programs with 1024 and allow far more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def merge(settings: dict[str, str], extra: Sequence[str]) -> list[str]:
     """
     Put the caller's own `--set NAME=VALUE` in place of ours; returns what else he wants of mitmproxy.
@@ -262,4 +271,5 @@ def main(command: str, argv: Sequence[str]) -> NoReturn:
         print("tollgate: OBSERVE mode: policies decide and log, but stop nothing", file=sys.stderr)
     if "authenticate" not in stack.choose(args.only, args.without).addons:
         print("tollgate: WITHOUT authenticate: whoever reaches the port has the gateway's rights", file=sys.stderr)
+    raise_descriptors()
     os.execve(what.argv[0], what.argv, {**os.environ, **what.environment})  # noqa: S606 (its own program, no shell)

@@ -1,4 +1,7 @@
-"""The five connections to one server that mitmproxy allows a client connection: the sixth waits for ever, silently."""
+"""
+Connections of clients: ending one, and the five connections to one server that mitmproxy allows
+each of them, where the sixth waits for ever, silently.
+"""
 
 import asyncio
 from collections import defaultdict
@@ -6,6 +9,14 @@ from collections import defaultdict
 from mitmproxy import connection, ctx
 
 MOST = 1000  # upstream connections of one client connection; only upgrades and HTTP/1.1 need several
+
+
+def close(client: connection.Client) -> None:
+    """End a connection, whatever it is at: it has nothing to be told."""
+    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+    io = handler.transports.get(handler.client) if handler is not None else None
+    if io is not None and io.handler is not None:
+        io.handler.cancel("closed by the gateway")
 
 
 def lift_limit(client: connection.Client) -> None:

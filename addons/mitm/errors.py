@@ -6,6 +6,7 @@ it as an outage. Also here, because they end in such a page: a request head with
 (mitmproxy buffers it for ever) and chunked trailers (they crash its HTTP/1 reader).
 """
 
+import re
 from typing import Any
 
 from mitmproxy.net.http import http1
@@ -19,6 +20,9 @@ from addons.mitm.patching import patch
 
 # bytes of a request head. Go's default is 1 MiB, etcd-sized tokens are 2 KiB; unauthenticated peers fill this.
 MAX_HEAD = 64 * 1024
+
+_HEAD_END = re.compile(rb"\n\r?\n")  # what mitmproxy's reader (h11's buffer) takes for the end
+_HEAD_CONTROL = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 class Sentence(str):
@@ -49,7 +53,9 @@ def refusal_for(code: int, message: str) -> status.Refusal:
         # Without mitmproxy's advice to switch the check off, which is nothing for a client.
         what = message.partition("Disable the")[0].partition(", refusing")[0][:200].strip()
         return status.Refusal(
-            code, "malformed", f"tollgate: the request is malformed and was not sent on ({what}); send it as RFC 9112 says"
+            code,
+            "malformed",
+            f"tollgate: the request is malformed and was not sent on ({what}); send it as RFC 9112 says",
         )
     # The address and errno in `message` are for the log, where mitmproxy writes them.
     return status.Refusal(
@@ -83,15 +89,31 @@ def _h2_handle_event(original: Any) -> Any:
     return handle_event
 
 
+def _trouble(received: bytes) -> tuple[int, str] | None:
+    """What is wrong with the bytes of a head, complete or not, that mitmproxy would take: a code and a reason."""
+    end = _HEAD_END.search(received)
+    head = received[: end.end()] if end else received
+    if len(head) > MAX_HEAD:
+        return 431, ""  # direction: whoever sends this much before the head ends gets no more memory
+    if end is None:
+        return None
+    # Here, since later it is too late: mitmproxy ends lines at a bare LF too and strips every white
+    # space, and another hop that does not would see other headers.
+    if _HEAD_CONTROL.search(head):
+        return 400, "the head holds control characters or bare line ends"
+    if b"\t" in head.lstrip(b"\r\n").partition(b"\n")[0]:
+        return 400, "the request line holds a tab"
+    return None
+
+
 def _read_headers(original: Any) -> Any:
     def read_headers(self: _http1.Http1Server, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
-        if isinstance(event, events.DataReceived) and len(self.buf) > MAX_HEAD:
-            end = bytes(self.buf).find(b"\r\n\r\n")
-            if not 0 <= end <= MAX_HEAD:  # direction: whoever sends this much before the head ends gets no more memory
-                yield commands.SendData(self.conn, _error_response(431))
-                yield commands.CloseConnection(self.conn)
-                self.state = self.done
-                return
+        trouble = _trouble(bytes(self.buf)) if isinstance(event, events.DataReceived) else None
+        if trouble is not None:
+            yield commands.SendData(self.conn, _error_response(*trouble))
+            yield commands.CloseConnection(self.conn)
+            self.state = self.done
+            return
         yield from original(self, event)
 
     return read_headers

@@ -32,7 +32,6 @@ from mitmproxy.proxy.layers.http import (
 from addons.core import facts
 from addons.mitm.patching import patch
 
-
 logger = logging.getLogger(__name__)
 
 _REQUEST_PARTS = (RequestHeaders, RequestData, RequestTrailers, RequestEndOfMessage)

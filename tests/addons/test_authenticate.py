@@ -359,3 +359,29 @@ async def test_running_starts_what_is_configured_and_a_change_after_it(files):
     assert addon.authenticator._tasks
     addon.done()
     assert not addon.authenticator._tasks
+
+
+@pytest.mark.parametrize(
+    ("outcome", "cut"),
+    [
+        pytest.param(ALICE, False, id="still good"),
+        pytest.param(TokenError("review", "the account is gone"), True, id="no longer accepted"),
+        pytest.param(IssuerError("the API server is away"), False, id="nobody can tell now"),
+    ],
+)
+async def test_the_tokens_of_open_streams_are_asked_about_again(addon, monkeypatch, outcome, cut):
+    flow, ended = tflow.tflow(), []
+    monkeypatch.setattr(authenticate.cutting, "cut", lambda flow, refusal: ended.append((flow, refusal)))
+    addon.authenticator, addon.started = FakeAuthenticator(outcome), True
+    addon.open[flow], addon.tokens[flow] = float("inf"), "its-token"
+    await addon.review()
+    assert addon.authenticator.asked[0][0] == "its-token"
+    assert ended == ([(flow, authenticate.REVOKED)] if cut else [])
+    assert (flow in addon.open) is not cut
+
+
+def test_a_token_is_kept_only_while_its_exchange_is_open(addon):
+    flow = tflow.tflow(resp=True)
+    addon.open[flow], addon.tokens[flow] = float("inf"), "its-token"
+    addon.response(flow)
+    assert flow not in addon.tokens

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from mitmproxy import addons, connection, ctx, http
 from mitmproxy.exceptions import OptionsError
@@ -294,6 +296,41 @@ def test_only_the_api_server_is_connected_to(stacked):
         data = type("Data", (), {"client": client, "server": connection.Server(address=address)})()
         last.server_connect(data)
         assert bool(data.server.error) is error
+
+
+def a_client():
+    return connection.Client(peername=("127.0.0.9", 1), sockname=("127.0.0.1", 2))
+
+
+async def test_connections_of_one_source_are_counted(stacked):
+    first, _ = stacked
+    ctx.options.update(tollgate_source_connections=2)
+    clients = [a_client() for _ in range(3)]
+    for client in clients:
+        first.client_connected(client)
+    assert [bool(c.error) for c in clients] == [False, False, True]
+    first.client_disconnected(clients[0])
+    first.client_disconnected(clients[2])  # it held no share, so it gives none back
+    another, one_more = a_client(), a_client()
+    first.client_connected(another)
+    first.client_connected(one_more)
+    assert (bool(another.error), bool(one_more.error)) == (False, True)
+    for client in clients[1], another:
+        first.client_disconnected(client)
+    assert not first.silent
+
+
+async def test_a_connection_that_says_nothing_is_closed(stacked, monkeypatch):
+    first, _ = stacked
+    closed = []
+    monkeypatch.setattr(guard, "SILENCE_LIMIT", 0.01)
+    monkeypatch.setattr(guard, "close", closed.append)
+    silent, spoke = a_client(), a_flow()
+    first.client_connected(silent)
+    first.client_connected(spoke.client_conn)
+    first.requestheaders(spoke)
+    await asyncio.sleep(0.05)
+    assert closed == [silent]
 
 
 def test_connect_is_refused_by_both(stacked):

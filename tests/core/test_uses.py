@@ -275,3 +275,105 @@ def test_a_container_put_into_a_running_pod_is_unknown():
     patch = {"spec": {"ephemeralContainers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "s"}}}]}]}}
     found = uses.of_patch("", "pods", "strategic", patch, whole_pod=True)
     assert (found.secrets, found.unknown) == ({"s"}, True)
+
+
+APPARMOR = "container.apparmor.security.beta.kubernetes.io/c"
+ROLLBACK = "deprecated.deployment.rollback.to"
+SLASHED = APPARMOR.replace("/", "~1")
+
+
+@pytest.mark.parametrize(
+    ("resource", "patch", "content", "host", "unknown"),
+    [
+        pytest.param(
+            "deployments", "merge", {"metadata": {"annotations": {ROLLBACK: "1"}}}, set(), True, id="rollback"
+        ),
+        pytest.param(
+            "deployments", "merge", {"metadata": {"annotations": {ROLLBACK: None}}}, set(), False, id="taken off"
+        ),
+        pytest.param(
+            "statefulsets",
+            "merge",
+            {"metadata": {"annotations": {ROLLBACK: "1"}}},
+            set(),
+            False,
+            id="no controller reads it there",
+        ),
+        pytest.param("deployments", "merge", {"metadata": {"annotations": {"a": "b"}}}, set(), False, id="another"),
+        pytest.param(
+            "deployments",
+            "merge",
+            {"spec": {"template": {"metadata": {"annotations": {APPARMOR: "unconfined"}}}}},
+            {"appArmorProfile"},
+            False,
+            id="AppArmor of the template",
+        ),
+        pytest.param(
+            "deployments",
+            "json",
+            [{"op": "add", "path": f"/metadata/annotations/{ROLLBACK}", "value": "1"}],
+            set(),
+            True,
+            id="JSON patch at the annotation",
+        ),
+        pytest.param(
+            "deployments",
+            "json",
+            [{"op": "add", "path": "/metadata/annotations", "value": {ROLLBACK: "1"}}],
+            set(),
+            True,
+            id="JSON patch above it",
+        ),
+        pytest.param(
+            "deployments",
+            "json",
+            [{"op": "copy", "from": "/metadata/labels", "path": "/metadata/annotations"}],
+            set(),
+            True,
+            id="a copy hides what comes",
+        ),
+        pytest.param(
+            "deployments",
+            "json",
+            [{"op": "move", "from": "/metadata/labels/x", "path": f"/metadata/annotations/{ROLLBACK}"}],
+            set(),
+            True,
+            id="a move too",
+        ),
+        pytest.param(
+            "deployments",
+            "json",
+            [{"op": "add", "path": f"/spec/template/metadata/annotations/{SLASHED}", "value": "unconfined"}],
+            {"appArmorProfile"},
+            False,
+            id="JSON AppArmor",
+        ),
+        pytest.param(
+            "deployments", "json", [{"op": "remove", "path": "/metadata/annotations"}], set(), False, id="removed"
+        ),
+    ],
+)
+def test_annotations_that_are_fields_in_disguise(resource, patch, content, host, unknown):
+    found = uses.of_patch("apps", resource, patch, content)
+    assert (found.host, found.unknown) == (frozenset(host), unknown)
+
+
+@pytest.mark.parametrize(
+    ("volume", "secrets", "host", "unknown"),
+    [
+        pytest.param({"csi": {"volumeAttributes": {"secretName": "s"}}}, {"s"}, set(), False, id="CSI attribute"),
+        pytest.param(
+            {"csi": {"volumeAttributes": {"secretProviderClass": "p"}}}, set(), set(), True, id="provider class"
+        ),
+        pytest.param({"flexVolume": {"options": {"secretName": "s"}}}, {"s"}, set(), False, id="flexVolume option"),
+        pytest.param({"gitRepo": {"repository": "x"}}, set(), {"gitRepo"}, False, id="gitRepo"),
+    ],
+)
+def test_volumes_that_name_secrets_their_own_way(volume, secrets, host, unknown):
+    found = uses.of_object("", "pods", {"spec": {"volumes": [{"name": "v", **volume}]}})
+    assert (found.secrets, found.host, found.unknown) == (frozenset(secrets), frozenset(host), unknown)
+
+
+def test_apparmor_of_a_whole_pod():
+    pod = {"metadata": {"annotations": {APPARMOR: "unconfined"}}, "spec": {"containers": []}}
+    assert uses.of_object("", "pods", pod).host == {"appArmorProfile"}

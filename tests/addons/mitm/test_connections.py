@@ -1,12 +1,12 @@
 import asyncio
 import ssl
 
+from addons.mitm.connections import close, lift_limit
 from tests import http2, proxy
 
 
 async def test_the_sixth_connection_upstream_does_not_wait(tls, confdir):
     """HTTP/1.1 takes an upstream connection per exchange; mitmproxy allows five and lets the sixth hang."""
-    from addons.mitm.connections import lift_limit
 
     class Lifts:
         name = "lifts"
@@ -43,3 +43,14 @@ async def test_the_sixth_connection_upstream_does_not_wait(tls, confdir):
     for writer in open_now:
         writer.close()
     listener.close()
+
+
+async def test_close_ends_a_connection(tls, confdir):
+    class Closes:
+        name = "closes"
+
+        def requestheaders(self, flow):
+            close(flow.client_conn)
+
+    async with proxy.running(1, tls.combined, tls.ca_file, confdir, Closes()) as port:
+        assert await proxy.raw(port, tls.ca_file, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == b""

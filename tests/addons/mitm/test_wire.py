@@ -54,3 +54,16 @@ async def test_without_a_credential_nothing_is_added(tls, confdir):
         http2.connect(port, tls.ca_file) as client,
     ):
         assert (await client.request("/api")).body == b"none"
+
+
+async def test_what_was_not_released_never_leaves(tls, confdir, monkeypatch):
+    """The guard's two addons both failed: the connection ends, and nothing reached the server."""
+    monkeypatch.setattr(proxy.Releases, "request", lambda self, flow: None)
+    async with (
+        http2.server(tls.combined, echo) as (upstream, peers),
+        proxy.running(upstream, tls.combined, tls.ca_file, confdir) as port,
+        http2.connect(port, tls.ca_file) as client,
+    ):
+        answer = await client.request("/api", method="POST", body=b"x")
+    assert answer.status == 0
+    assert not any(peer.requests for peer in peers)
