@@ -61,6 +61,13 @@ class OpenIDProvider:
         }
         return str(json.loads(self._post("/token", form))["access_token"])
 
+    def configuration(self, username: dict[str, str], **more: Any) -> str:
+        """An AuthenticationConfiguration with this one issuer; `more` beside its claimMappings."""
+        issuer = {"url": self.url, "audiences": ["tollgate"], "certificateAuthority": self.ca_file.read_text()}
+        entry = {"issuer": issuer, "claimMappings": {"username": username}, **more}
+        version = "apiserver.config.k8s.io/v1"
+        return json.dumps({"apiVersion": version, "kind": "AuthenticationConfiguration", "jwt": [entry]})
+
     def rotate(self, *, keep: bool) -> None:
         """Sign with new keys from now on; `keep` leaves the old ones published."""
         self._post("/rotate?keep=1" if keep else "/rotate", {})
