@@ -3,19 +3,25 @@ Block: ask the policy what to do with the operation, and answer 403 when it is n
 
 Judged from the verified identity and from what the request does; what the client claims of
 itself can only make it stricter. Rule format: policies/README.md. What a rule holds is
-refused too, with a sentence that says so, until approvals can ask somebody.
+refused too, with a sentence that says so, until approvals can ask somebody. What is allowed is
+taken from the budgets before it goes on, and given back when the API server did nothing.
 """
 
 import asyncio
 import logging
 import os
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx, exceptions, http
 
-from addons.core import facts, policy, policyfile
+from addons.core import admission, budgets, facts, policy, policyfile, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
-from addons.mitm import answers
+from addons.mitm import answers, options
+from addons.net import apiserver, objects, store
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +39,36 @@ OBSERVE_HELP = (
 class PolicyBlock:
     name = "tollgate_block"
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         # A failed configure() does not stop mitmproxy from opening its port: deny until it works.
         self.policy = policy.DENY_ALL
         self.observe = False
         self.paths: tuple[Path, ...] = ()
         self.seen: policyfile.Fingerprint = ()  # what the files looked like at the last attempt to load them
         self.watcher: asyncio.Task[None] | None = None
+        self.clock = clock
+        self.server: apiserver.ApiServer | None = None  # direction: without one, no object can be fetched
+        self.store: store.Store | None = None  # direction: no store, nothing passes that a budget counts
+        self.state = ""
+        # What each exchange took from the budgets, until it is known whether that was used.
+        self.reserved: WeakKeyDictionary[http.HTTPFlow, list[str]] = WeakKeyDictionary()
 
     def load(self, loader) -> None:
         loader.add_option("tollgate_policies", str, "", POLICIES_HELP.format(sep=os.pathsep))
         loader.add_option("tollgate_observe", bool, False, OBSERVE_HELP)
+        options.declare_state(loader)
+        options.declare_kubeconfig(loader)
 
     def configure(self, updated: set[str]) -> None:
+        if "tollgate_state" in updated and (ctx.options.tollgate_state != self.state or self.store is None):
+            self.open_store(ctx.options.tollgate_state)
+        if "tollgate_kubeconfig" in updated:
+            try:
+                self.server = apiserver.shared(ctx.options.tollgate_kubeconfig)
+            except apiserver.KubeconfigError as e:
+                # Where requests go upstream, that addon refuses to start; a stack without it can still judge.
+                self.server = None
+                logger.warning("tollgate_kubeconfig: %s; rules cannot look at objects", e)
         if not updated & {"tollgate_policies", "tollgate_observe"}:
             return
         paths = tuple(Path(p).expanduser() for p in ctx.options.tollgate_policies.split(os.pathsep) if p)
@@ -64,6 +87,24 @@ class PolicyBlock:
             logger.warning("tollgate_observe is on: what the policies forbid is logged and let through")
         self.policy, self.observe, self.paths, self.seen = loaded, observe, paths, seen
         logger.info("policies %r, revision %s", [p.name for p in loaded.policies], loaded.revision)
+        self.need_store()
+
+    def open_store(self, folder: str) -> None:
+        """Take the state of this folder; without one, `need_store` takes memory when a budget needs it."""
+        old, self.store, self.state = self.store, None, folder
+        if old is not None:
+            old.close()
+        if folder:
+            try:
+                self.store = store.SqliteStore(Path(folder).expanduser() / store.FILE)
+            except store.StoreError as e:
+                raise exceptions.OptionsError(f"tollgate_state: {e}") from e
+        self.need_store()
+
+    def need_store(self) -> None:
+        if self.policy.budgets and self.store is None and not self.state:
+            self.store = store.SqliteStore(None)
+            logger.warning("tollgate_state is not set: budgets are counted in memory, and a restart forgets them")
 
     def running(self) -> None:
         self.watcher = asyncio.create_task(self.watch())
@@ -71,6 +112,8 @@ class PolicyBlock:
     def done(self) -> None:
         if self.watcher is not None:
             self.watcher.cancel()
+        if self.store is not None:
+            self.store.close()
 
     async def watch(self) -> None:
         while True:
@@ -98,30 +141,202 @@ class PolicyBlock:
         if paths != self.paths:
             return  # configured anew meanwhile
         before, self.policy = self.policy, loaded
+        self.need_store()
         changes = policy.changes(before, loaded)
         logger.warning("policies: reloaded, revision %s: %s", loaded.revision, ", ".join(changes) or "no rule changed")
 
-    def evaluate(self, identity: Identity, operation: Operation) -> Verdict:
-        """The verdict, by the policies of this moment."""
-        verdict = self.policy.evaluate(identity, operation)
+    def evaluate(
+        self,
+        identity: Identity,
+        operation: Operation,
+        fetched: admission.Objects | None = None,
+        policies: policy.PolicySet | None = None,
+    ) -> Verdict:
+        """The verdict, by the policies of this moment. Raises NeedsObjects while nothing is fetched."""
+        verdict = (policies or self.policy).evaluate(identity, operation, fetched)
         return policy.let_pass(verdict) if self.observe else verdict
 
-    def request(self, flow: http.HTTPFlow) -> None:
+    def request(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        """Not a coroutine but where something must be waited for: mitmproxy awaits what it gets."""
         known = facts.of(flow)
         if known.answered_by:
-            return  # refused by an earlier addon, whose answer stands
+            return None  # refused by an earlier addon, whose answer stands
         operation = known.need_operation()
         identity = known.identity or ANONYMOUS  # authenticate is not in this stack
-        known.verdict = verdict = self.evaluate(identity, operation)
+        try:
+            verdict = self.evaluate(identity, operation)
+        except admission.NeedsObjects as needs:
+            return self.look(flow, known, identity, operation, needs)
+        return self.act(flow, known, identity, operation, verdict)
+
+    def act(
+        self, flow: http.HTTPFlow, known: facts.Facts, identity: Identity, operation: Operation, verdict: Verdict
+    ) -> Coroutine[Any, Any, None] | None:
+        """Do what the verdict says; the rest of it, when something must be waited for."""
+        known.verdict = verdict
         for observed in verdict.observed:
             logger.info("observed: %s", policy.line(observed, identity, operation))
         logger.info("%s", policy.line(verdict, identity, operation))
         if verdict.action is not Action.ALLOW:
             answers.refuse(flow, self.name, policy.refusal(verdict, identity, operation))
-            return
+            return None
+        charges = self.charges(verdict, identity, operation)
+        if charges:
+            return self.spend(flow, known, identity, operation, charges)
         # Last on purpose. mitmproxy logs an exception in a hook and forwards the
         # request; addons/guard.py stops every flow that did not pass here.
         known.passed.add((self.name, "request"))
+        return None
+
+    # Objects
+
+    async def look(
+        self,
+        flow: http.HTTPFlow,
+        known: facts.Facts,
+        identity: Identity,
+        operation: Operation,
+        needs: admission.NeedsObjects,
+    ) -> None:
+        """Fetch what the rules look at, as the caller, and judge with it."""
+        policies = self.policy  # those that asked: a reload meanwhile may ask for something else
+        if self.observe:
+            # Nobody's answer hangs on policies that only observe.
+            needs = admission.NeedsObjects(needs.names, admission.NONE)
+        fetched = await self.fetch(flow, identity, operation, needs)
+        if isinstance(fetched, admission.ServerRefusal):
+            relay(flow, self.name, fetched)
+            return
+        rest = self.act(flow, known, identity, operation, self.evaluate(identity, operation, fetched, policies))
+        if rest is not None:
+            await rest
+
+    async def fetch(
+        self, flow: http.HTTPFlow, identity: Identity, operation: Operation, needs: admission.NeedsObjects
+    ) -> admission.Objects | admission.ServerRefusal:
+        if self.server is None:
+            return admission.Objects(troubles=dict.fromkeys(needs.names, "the gateway has no API server to ask"))
+        # As whom the request itself goes up.
+        as_gateway = getattr(ctx.options, "tollgate_upstream_identity", "impersonate") == "gateway"
+        fetcher = objects.Fetcher(
+            self.server,
+            None if as_gateway else identity,
+            frozenset(getattr(ctx.options, "tollgate_forward_extra", ())),
+        )
+        request = objects.Request(
+            flow.request.data.method.decode("latin-1"),
+            flow.request.data.path.decode("latin-1"),
+            flow.request.headers.get("content-type", ""),
+            flow.request.raw_content or b"",
+        )
+        return await fetcher.fetch(request, operation, needs)
+
+    # Budgets
+
+    def charges(self, verdict: Verdict, identity: Identity, operation: Operation) -> budgets.Charges:
+        """What an allowed operation takes. While all is only observed: what the real verdict would let it take."""
+        if not self.observe:
+            return self.policy.charges(identity, operation)
+        if verdict.observed[0].action is not Action.ALLOW:
+            return budgets.NO_CHARGES
+        charges = self.policy.charges(identity, operation)
+        return budgets.Charges(observed=charges.enforced + charges.observed)
+
+    async def spend(
+        self,
+        flow: http.HTTPFlow,
+        known: facts.Facts,
+        identity: Identity,
+        operation: Operation,
+        charges: budgets.Charges,
+    ) -> None:
+        """Take from all budgets or none, on disk before the request goes on; then the stamp."""
+        now, revision = self.clock(), known.verdict.revision
+        refusal: status.Refusal | None = None
+        reserved: list[str] = []
+        try:
+            if charges.enforced:
+                reservation = await self.reserve(charges.enforced, now)
+                if reservation.over:
+                    known.verdict = verdict = budgets.verdict(reservation.over, revision, now)
+                    logger.info("%s", policy.line(verdict, identity, operation))
+                    refusal = budgets.refusal(verdict)
+                else:
+                    reserved.append(reservation.id)
+        except store.StoreError as e:
+            logger.error("state: %s", e)
+            refusal = budgets.unavailable(charges.enforced, str(e))
+        if refusal is not None:
+            answers.refuse(flow, self.name, refusal)
+            return
+        self.reserved[flow] = reserved
+        for charge in charges.observed:
+            # One by one, as each would have decided if it alone were enforced.
+            try:
+                reservation = await self.reserve((charge,), now)
+            except store.StoreError as e:
+                logger.error("state: %s", e)  # what only observes stops nothing
+                continue
+            if reservation.over:
+                would = budgets.verdict(reservation.over, revision, now)
+                logger.info("observed: %s: %s", policy.line(would, identity, operation), would.message)
+            else:
+                reserved.append(reservation.id)
+        known.passed.add((self.name, "request"))
+
+    async def reserve(self, charges: tuple[budgets.Charge, ...], now: float) -> budgets.Reservation:
+        if self.store is None:
+            raise store.StoreError("no store is open; the log says why")
+        return await self.store.reserve(charges, now)
+
+    # Without stamps: what fails here stays spent, the stricter side.
+
+    def responseheaders(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        reserved = self.reserved.pop(flow, None)
+        if not reserved:
+            return None
+        known = facts.of(flow)
+        if went_upstream(known) and not budgets.gives_back(known.need_operation(), flow.response.status_code):
+            return None
+        return self.give_back(reserved)
+
+    def error(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        reserved = self.reserved.pop(flow, None)
+        if not reserved or (went_upstream(facts.of(flow)) and connected(flow)):
+            return None  # a connection that broke says nothing about what was done
+        return self.give_back(reserved)
+
+    async def give_back(self, reserved: list[str]) -> None:
+        try:
+            for reservation in reserved:
+                if self.store is not None:
+                    await self.store.give_back(reservation)
+        except store.StoreError as e:
+            logger.error("state: %s; what was not used stays counted", e)
+
+
+def went_upstream(known: facts.Facts) -> bool:
+    """Whether the API server may have got it: released by the guard; in a stack without one, not refused by any."""
+    return known.released if known.refusal is not None else not known.answered_by
+
+
+def connected(flow: http.HTTPFlow) -> bool:
+    """Whether there was a connection to send it on. Until one is open, a flow has the mere address."""
+    server = flow.server_conn
+    return server.timestamp_tcp_setup is not None and (not server.tls or server.timestamp_tls_setup is not None)
+
+
+def relay(flow: http.HTTPFlow, by: str, refusal: admission.ServerRefusal) -> None:
+    """
+    What the API server said to the preview, word for word: it is what the request would have got.
+
+    No headers of its answer: a Retry-After makes clients try again.
+    """
+    flow.response = http.Response.make(
+        refusal.code, refusal.body, {"Content-Type": "application/json", "Tollgate-Reason": "api-server"}
+    )
+    facts.of(flow).answered_by = by
+    logger.info("refused %s: %r by the API server, before it was sent", refusal.code, flow.request.method)
 
 
 addons = [PolicyBlock()]

@@ -7,7 +7,7 @@ aggregated API, a URL outside the API) the careful word stands: execute, reveal.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from addons.core.model import Impact, RequestInfo
@@ -193,6 +193,8 @@ def of_body(info: RequestInfo, name: str, patch: str, content: Any, own_namespac
         generated = _mapping(_mapping(content).get("metadata")).get("generateName")
         if is_own(info, name or (generated if isinstance(generated, str) else ""), own_namespace):
             found.add(Impact.ESCALATE)
+    if content and destroys(info, patch, content):
+        found.add(Impact.DELETE)
     if info.subresource or not content:
         return frozenset(found)
     is_token = key == ("", "secrets") and _is_token(name, patch, content)
@@ -282,6 +284,165 @@ def touches_pointer(operation: Mapping[str, Any], path: tuple[str, ...]) -> bool
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+# Destruction without a DELETE: fields at which a controller or the garbage collector takes objects
+# away, each with a test of the value that is put there. A ReplicaSet at 0 stops its pods; an object
+# whose finalizers go is gone without the clean-up it waited for; one whose owner is not there is
+# collected within 3 s (tried); a pod that loses a label is replaced, one that gains it may be
+# deleted as one too many.
+Path = tuple[str, ...]
+ABSENT: Any = object()
+
+
+def is_zero(value: Any) -> bool:
+    # Also 0.0 and "0": the API server refuses them, and a reader that did not would be wrong once.
+    return value in (0, "0") and value is not False
+
+
+def is_anything(_: Any) -> bool:
+    return True
+
+
+def _is_true(value: Any) -> bool:
+    return value is True
+
+
+def is_something(value: Any) -> bool:
+    return value not in (None, [], {}, "")
+
+
+def _evicts(taints: Any) -> bool:
+    return not isinstance(taints, list) or any(_mapping(taint).get("effect") == "NoExecute" for taint in taints)
+
+
+def _forbids_pods(hard: Any) -> bool:
+    return any(is_zero(limit) for limit in _mapping(hard).values())
+
+
+def _cuts_off(spec: Any) -> bool:
+    """A NetworkPolicy for every pod of the namespace that lets nothing in, or nothing out."""
+    spec = _mapping(spec)
+    selector = _mapping(spec.get("podSelector"))
+    if selector.get("matchLabels") or selector.get("matchExpressions"):
+        return False
+    types = spec.get("policyTypes") or ["Ingress"]
+    return any(not spec.get(str(kind).lower()) for kind in types)
+
+
+type Test = Callable[[Any], bool]
+FINALIZERS: Path = ("metadata", "finalizers")
+OWNERS: Path = ("metadata", "ownerReferences")
+LABELS: Path = ("metadata", "labels")
+REPLICAS: Path = ("spec", "replicas")
+_ANY_OBJECT: tuple[tuple[Path, Test], ...] = ((FINALIZERS, is_anything), (OWNERS, is_anything))
+_PRIORITY: tuple[tuple[Path, Test], ...] = (
+    # A pod of a higher priority takes others' place.
+    (("spec", "template", "spec", "priorityClassName"), is_something),
+    (("spec", "template", "spec", "priority"), is_something),
+)
+_SCALED: tuple[tuple[Path, Test], ...] = ((REPLICAS, is_zero), *_PRIORITY)
+DESTROYING: dict[tuple[str, str], tuple[tuple[Path, Test], ...]] = {
+    ("", "pods"): (
+        (LABELS, is_anything),
+        (("spec", "priorityClassName"), is_something),
+        (("spec", "priority"), is_something),
+    ),
+    ("", "replicationcontrollers"): (*_SCALED, (("spec", "selector"), is_anything)),
+    ("apps", "deployments"): (*_SCALED, (("spec", "revisionHistoryLimit"), is_anything)),
+    ("apps", "replicasets"): _SCALED,
+    ("apps", "statefulsets"): (
+        *_SCALED,
+        (("spec", "revisionHistoryLimit"), is_anything),
+        (("spec", "persistentVolumeClaimRetentionPolicy"), is_anything),
+    ),
+    ("apps", "daemonsets"): (
+        *_PRIORITY,
+        (("spec", "template", "spec", "nodeSelector"), is_anything),
+        (("spec", "template", "spec", "affinity"), is_anything),
+    ),
+    ("batch", "jobs"): (
+        *_PRIORITY,
+        (("spec", "parallelism"), is_zero),
+        (("spec", "suspend"), _is_true),
+        (("spec", "ttlSecondsAfterFinished"), is_something),
+    ),
+    ("batch", "cronjobs"): (
+        (("spec", "successfulJobsHistoryLimit"), is_anything),
+        (("spec", "failedJobsHistoryLimit"), is_anything),
+        (("spec", "jobTemplate", "spec", "ttlSecondsAfterFinished"), is_something),
+    ),
+    ("autoscaling", "horizontalpodautoscalers"): ((("spec", "minReplicas"), is_zero),),
+    ("", "resourcequotas"): ((("spec", "hard"), _forbids_pods),),
+    ("networking.k8s.io", "networkpolicies"): ((("spec",), _cuts_off),),
+    ("", "nodes"): ((("spec", "taints"), _evicts),),
+}
+# Of these, what a new object says takes from others at once; the rest needs something that is there.
+_ALSO_NEW = frozenset({OWNERS, *(path for path, _ in _PRIORITY), ("spec", "priorityClassName"), ("spec", "priority")})
+_ALSO_NEW_KINDS = frozenset({("", "resourcequotas"), ("networking.k8s.io", "networkpolicies")})
+
+
+def destroys(info: RequestInfo, patch: str, content: Any) -> bool:
+    """
+    Whether a body takes objects away, as far as it says so itself.
+
+    A JSON, merge or strategic patch names what it changes. A PUT and a server-side apply repeat
+    what is there: addons.core.blast compares those with the live object.
+    """
+    key = (info.api_group, info.resource)
+    if info.subresource:
+        return info.subresource == "scale" and puts(patch, content, REPLICAS, is_zero)
+    if info.verb == "create":
+        if key in _ALSO_NEW_KINDS:
+            return any(puts("", content, path, test) for path, test in DESTROYING[key])
+        wanted = [(path, is_something) for path in _ALSO_NEW if path == OWNERS or (key in DESTROYING)]
+        return any(puts("", content, path, test) for path, test in wanted)
+    if info.verb != "patch" or patch == "apply":
+        return False
+    return any(puts(patch, content, path, test) for path, test in (*_ANY_OBJECT, *DESTROYING.get(key, ())))
+
+
+def puts(patch: str, content: Any, path: Path, test: Test) -> bool:
+    """Whether an object or a patch puts a value at the path that the test is true of, or might."""
+    if patch == "json":
+        return any(_operation_puts(operation, path, test) for operation in content)
+    found = value_at(content, path, directives=patch == "strategic")
+    if found is ABSENT:
+        return False
+    if patch == "strategic" and path == FINALIZERS and isinstance(found, list):
+        return False  # its list is merged in: it only adds
+    # `null` in a patch takes the field away; in an object it is nothing.
+    return test(found) if found is not None or patch else False
+
+
+def _operation_puts(operation: Any, path: Path, test: Test) -> bool:
+    if not isinstance(operation, dict) or not touches_pointer(operation, path):
+        return False
+    if operation.get("op") in ("move", "copy"):
+        return True  # the value is not here
+    steps = pointer_steps(operation.get("path"))
+    if operation.get("op") == "remove":
+        return test(None)
+    if len(steps) > len(path):
+        return test is not is_zero  # somewhere in it
+    found = value_at(operation.get("value"), path[len(steps) :])
+    return test(None if found is ABSENT else found)
+
+
+def value_at(content: Any, path: Path, *, directives: bool = False) -> Any:
+    """What is at the path: ABSENT when nothing says so; None also when something above takes it away."""
+    at = content
+    for step in path:
+        if at is None:
+            return None
+        if not isinstance(at, dict):
+            return ABSENT
+        if directives and ("$patch" in at or f"$deleteFromPrimitiveList/{step}" in at):
+            return None
+        if step not in at:
+            return ABSENT
+        at = at[step]
+    return at
 
 
 # Groups that kube-apiserver itself serves. Any other may be an aggregated API server, which does

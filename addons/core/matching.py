@@ -290,8 +290,12 @@ class Match:
             and (self.user_groups is None or self.user_groups.matches_some(groups))
         )
 
-    def covers(self, operation: Operation) -> bool:
-        """To allow, after `covers_kind`: what the request leaves open is covered by `*` only."""
+    def covers(self, operation: Operation, hidden: bool = False) -> bool:
+        """
+        To allow, after `covers_kind`: what the request leaves open is covered by `*` only.
+
+        hidden: what it uses is going to be known, so `uses` is left out for now.
+        """
         names, namespaces, urls = self.resource_names, self.namespaces, self.non_resource_urls
         if names is not None and not names.any:
             name = name_of(operation)
@@ -306,9 +310,9 @@ class Match:
                 return False
         if urls is not None and not urls.matches(operation.info.path):
             return False
-        return self.commands is None and (self.uses is None or self.uses.covers(operation.uses))
+        return self.commands is None and (self.uses is None or hidden or self.uses.covers(operation.uses))
 
-    def reaches(self, operation: Operation) -> bool:
+    def reaches(self, operation: Operation, hidden: bool = False) -> bool:
         """To deny or hold, after `reaches_kind`: what the request leaves open may be the one that is meant."""
         names, namespaces, urls = self.resource_names, self.namespaces, self.non_resource_urls
         if names is not None:
@@ -323,7 +327,7 @@ class Match:
             return False
         if self.commands is not None and not self.commands.matches(operation.claimed_command):
             return False
-        return self.uses is None or self.uses.reaches(operation.uses)
+        return self.uses is None or hidden or self.uses.reaches(operation.uses)
 
 
 def name_of(operation: Operation) -> str:

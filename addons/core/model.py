@@ -94,6 +94,19 @@ NO_USES = Uses()
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """What an operation, or the whole command it belongs to, would destroy."""
+
+    counts: Mapping[str, int] = NOTHING  # by full resource: {"pods": 14, "persistentvolumeclaims": 2}
+    names: tuple[str, ...] = ()  # the first few, as `shop/web-1`
+    exact: bool = True  # False: at least that many; not all could be counted
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """
     What a request does: RequestInfo plus what only a gateway adds.
@@ -113,6 +126,9 @@ class Operation:
     labels: Mapping[str, str] = NOTHING  # of the body's object
     media_type: str = ""  # of the body, without parameters; "" when there is none
     upgrade: str = ""  # "", "websocket" or "spdy"
+    reach: Reach | None = None  # None: destroys nothing beyond what `impacts` says of one object
+    command: str = ""  # reconstructed from the wire: "kubectl delete pods --all -n shop"; for people, never for allow
+    summary: str = ""  # one line for people: "delete pod shop/web-1 (3 of 14 in this command)"
     claimed_command: str = ""  # Kubectl-Command: "kubectl delete"
     claimed_session: str = ""  # Kubectl-Session
     # The decoded body: a dict, a list (JSON patch), or None. Never logged as it is.

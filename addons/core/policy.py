@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from addons.core import cel, matching, status
+from addons.core import admission, blast, budgets, cel, matching, status
+from addons.core.admission import NeedsObjects, Objects
+from addons.core.budgets import Budget, Charge, Charges
 from addons.core.matching import Kind, Match
-from addons.core.model import ANONYMOUS, Action, Approval, Hold, Identity, Operation, Verdict
+from addons.core.model import ANONYMOUS, NOTHING, Action, Approval, Hold, Identity, Operation, Verdict
 
 # Kinds of request (verb, resource, impacts) whose rules are remembered, per index. The client
 # chooses resource and subresource, so it is bounded; a cluster with 200 CRDs has about 2000.
@@ -26,6 +28,8 @@ PEOPLE_VARIABLES = {"identity": "map(string,dyn)"}
 VARIABLES = {"identity": "map(string,dyn)", "operation": "map(string,dyn)", "request": "map(string,dyn)"}
 # What the client says of itself (Kubectl-* headers). Declared only where it can but raise a verdict.
 CLAIM_VARIABLES = {**VARIABLES, "session": "map(string,dyn)"}
+# Objects of the cluster. Only what needs them is compiled with them: they have to be fetched.
+OBJECT_VARIABLES = dict.fromkeys(admission.VARIABLES, "dyn")
 
 # The fields of these variables. Their types are dyn, so the runtime would notice a misspelled
 # one only while a request waits; policyfile checks against this when the policy loads.
@@ -62,6 +66,7 @@ FIELDS: Mapping[str, frozenset[str]] = {
 
 
 NO_APPROVAL = Approval()
+_ADMITTED = frozenset({"object", "oldObject"})
 
 
 class PolicyError(Exception):
@@ -89,10 +94,18 @@ class Rule:
     message: str = ""
     approval: Approval = NO_APPROVAL
     digest: str = ""  # of the rule's text: a reload logs which rules changed
+    when_needs: frozenset[str] = admission.NONE  # the objects that `when` looks at
+    unless_needs: frozenset[str] = admission.NONE
+    asks_uses: bool = False  # `match.uses`, or a condition that names operation.uses
+    place: str = ""  # `file.yaml:12`
 
     @property
     def full_name(self) -> str:
         return f"{self.policy}/{self.name}"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.when_needs | self.unless_needs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,17 +116,22 @@ class Policy:
     rules: tuple[Rule, ...]
     observe: bool = False  # decides nothing, its verdict is recorded only
     people: cel.Program | None = None
+    budgets: tuple[Budget, ...] = ()
 
 
 class PolicySet:
     """All policies loaded together. Never changes, but for what it remembers of requests it has seen."""
 
-    def __init__(self, policies: Sequence[Policy], revision: str) -> None:
+    def __init__(self, policies: Sequence[Policy], revision: str, files: Mapping[str, str] = NOTHING) -> None:
         self.revision = revision
+        self.files = files  # name to digest of its content
         self.policies = tuple(sorted(policies, key=lambda policy: policy.name))
         enforced = [p for p in self.policies if not p.observe]
         self._enforced = _Index([rule for p in enforced for rule in p.rules], revision)
-        self._observed = tuple(_Index(p.rules, revision) for p in self.policies if p.observe)
+        self._observed = tuple(_Index(p.rules, revision, alone=True) for p in self.policies if p.observe)
+        self.budgets = tuple(budget for p in self.policies for budget in p.budgets)
+        self._budgets = _BudgetIndex([budget for p in enforced for budget in p.budgets])
+        self._observed_budgets = _BudgetIndex([b for p in self.policies if p.observe for b in p.budgets])
         # A policy in observe mode must not change what the enforced ones see: whom it calls
         # people are people in its own eyes only.
         self._people = tuple(p.people for p in enforced if p.people)
@@ -127,16 +145,68 @@ class PolicySet:
     def digests(self) -> dict[str, str]:
         """Digest of each rule by full name, and of what else a policy says by its name."""
         found = {rule.full_name: rule.digest for policy in self.policies for rule in policy.rules}
+        found |= {budget.full_name: budget.digest for budget in self.budgets}
         return found | {p.name: f"{p.observe} {p.people.source if p.people else ''}" for p in self.policies}
 
-    def evaluate(self, identity: Identity, operation: Operation) -> Verdict:
-        """What to do with the operation of this identity."""
+    def evaluate(self, identity: Identity, operation: Operation, objects: Objects | None = None) -> Verdict:
+        """
+        What to do with the operation of this identity.
+
+        Raises NeedsObjects when that hangs on objects: ask again with them, or with what is known
+        of why they cannot be had. With `objects` it always says what to do.
+        """
         asker, observed_asker = self._asker(identity)
-        verdict = self._enforced.judge(asker, operation)
-        if self._observed:
-            told = (index.judge(observed_asker, operation) for index in self._observed)
-            verdict = replace(verdict, observed=tuple(v for v in told if v.rule))
-        return verdict
+        if objects is not None:
+            operation = admission.revealed(operation, objects)
+        verdict = self._enforced.judge(asker, operation, objects)
+        if not self._observed:
+            if isinstance(verdict, Verdict):
+                return verdict
+            raise NeedsObjects(verdict, binding=verdict)
+        told = [index.judge(observed_asker, operation, objects) for index in self._observed]
+        binding = admission.NONE if isinstance(verdict, Verdict) else verdict
+        names = binding.union(*(needs for needs in told if not isinstance(needs, Verdict)))
+        if names and not (isinstance(verdict, Verdict) and verdict.action is Action.DENY):
+            raise NeedsObjects(names, binding)
+        if names:
+            # Denied whatever the objects are: nothing is fetched for a policy that only observes.
+            told = [index.judge(observed_asker, operation, admission.NOT_FETCHED) for index in self._observed]
+        observed = tuple(v for v in told if isinstance(v, Verdict) and v.rule)
+        return replace(verdict, observed=observed) if isinstance(verdict, Verdict) else Verdict()
+
+    def charges(self, identity: Identity, operation: Operation) -> Charges:
+        """What an operation that goes upstream takes from the budgets; false when that is nothing."""
+        if not self.budgets or budgets.stores_nothing(operation):
+            return budgets.NO_CHARGES
+        asker, observed_asker = self._asker(identity)
+        enforced = self._budgets.charges(asker, identity, operation)
+        observed = self._observed_budgets.charges(observed_asker, identity, operation)
+        return Charges(enforced, observed) if enforced or observed else budgets.NO_CHARGES
+
+    # For explanations: the same questions, one by one.
+
+    def is_about(self, match: Match, identity: Identity) -> bool:
+        asker = self._asker(identity)[0]
+        return match.is_about(asker.username, asker.groups, asker.agent)
+
+    def conditions(
+        self, rule: Rule, identity: Identity, operation: Operation, objects: Objects | None = None
+    ) -> tuple[bool, str]:
+        """Whether `when` and `unless` let a rule apply, and why not, or what that hangs on."""
+        if rule.when is None and rule.unless is None:
+            return True, ""
+        values = _Values(self._asker(identity)[0], operation, objects)
+        applies, trouble, missing = _applies_to_objects(rule, values, objects)
+        if missing:
+            # direction: as if it could not be fetched.
+            return rule.action is not Action.ALLOW, f"hangs on {', '.join(sorted(missing))}"
+        if trouble:
+            return applies, f"its condition {trouble}"
+        if applies:
+            return True, ""
+        if rule.when is None:
+            return False, "unless: is true"
+        return False, "when: is not true" if rule.unless is None else "when: is not true, or unless: is"
 
     def is_agent(self, identity: Identity) -> bool:
         """Everybody is an agent whom no `people` clause of an enforced policy matches."""
@@ -197,7 +267,10 @@ def _is_person(identity: Identity, clauses: Iterable[cel.Program]) -> bool:
 class _Index:
     """Rules by the resource they name, and what was found for the kinds of request seen so far."""
 
-    def __init__(self, rules: Iterable[Rule], revision: str) -> None:
+    def __init__(self, rules: Iterable[Rule], revision: str, *, alone: bool = False) -> None:
+        # One policy that observes: what it says counts even where it allows nothing, as a file of
+        # denials does.
+        self._alone = alone
         # Sorted, so that the rule that is named does not depend on the order of files either.
         ordered = sorted(rules, key=lambda rule: (-rule.action, rule.policy, rule.name))
         self._rules = tuple(ordered)
@@ -214,11 +287,22 @@ class _Index:
                     self._by_resource.setdefault(name, []).append(position)
         self._kinds: dict[Any, tuple[Rule, ...]] = {}
 
-    def judge(self, asker: _Asker, operation: Operation) -> Verdict:
-        """deny > hold > allow; nothing matched: deny. Every hold that matches is in the verdict."""
+    def judge(self, asker: _Asker, operation: Operation, objects: Objects | None) -> Verdict | frozenset[str]:
+        """
+        deny > hold > allow; nothing matched: deny. Every hold that matches is in the verdict.
+
+        Without `objects`: the variables that the verdict hangs on, when it does. What no rule can
+        change any more (a deny that matches, no allow that could) is said without them, so that
+        nothing is previewed for a request that is refused anyway.
+        """
         values: _Values | None = None
         holds: list[tuple[Rule, str]] = []
         problem = ""
+        wanted = {Action.DENY: admission.NONE, Action.HOLD: admission.NONE, Action.ALLOW: admission.NONE}
+        uses = operation.uses
+        unknown = uses is not None and uses.unknown
+        # What a patch hides, the result of its dry run shows.
+        hidden = unknown and objects is None and not admission.no_preview(operation)
         for rule in self._candidates(operation):
             action = rule.action
             if action is Action.ALLOW and holds:
@@ -226,22 +310,41 @@ class _Index:
             match = rule.match
             if not match.is_about(asker.username, asker.groups, asker.agent):
                 continue
-            if not (match.covers(operation) if action is Action.ALLOW else match.reaches(operation)):
+            asks = hidden and rule.asks_uses
+            if not (match.covers(operation, asks) if action is Action.ALLOW else match.reaches(operation, asks)):
+                continue
+            needs = rule.needs if rule.when_needs or rule.unless_needs else admission.NONE
+            if needs and not needs.isdisjoint(_ADMITTED) and not admission.has_object(operation):
+                continue  # it is about objects, and here is none
+            if asks:
+                wanted[action] |= needs | admission.OBJECT
                 continue
             trouble = ""
             if rule.when is not None or rule.unless is not None:
                 if values is None:
-                    values = _Values(asker, operation)
-                applies, trouble = _applies(rule, values)
+                    values = _Values(asker, operation, objects)
+                if needs:
+                    applies, trouble, missing = _applies_to_objects(rule, values, objects)
+                    if missing:
+                        wanted[action] |= missing
+                        continue
+                else:
+                    applies, trouble = _applies(rule, values)
                 if not applies:
                     problem = problem or (trouble and f"rule {rule.full_name} {trouble}")
                     continue
+            if unknown and rule.asks_uses and objects is not None and "object" in objects.troubles:
+                trouble = trouble or f"could not be evaluated: {objects.trouble(admission.OBJECT)}"
             if action is Action.HOLD:
                 holds.append((rule, trouble))
                 continue
+            if action is Action.ALLOW and (wanted[Action.DENY] or wanted[Action.HOLD]):
+                return wanted[Action.DENY] | wanted[Action.HOLD]
             verdict = self._verdicts[id(rule)]
             return replace(verdict, message=_with(verdict.message, trouble)) if trouble else verdict
         if holds:
+            if wanted[Action.DENY] or wanted[Action.HOLD]:
+                return wanted[Action.DENY] | wanted[Action.HOLD]
             first, trouble = holds[0]
             verdict = self._verdicts[id(first)]
             return replace(
@@ -249,21 +352,13 @@ class _Index:
                 message=_with(verdict.message, trouble),
                 holds=tuple(Hold(r.policy, r.name, _with(r.message, t), r.approval) for r, t in holds),
             )
+        if wanted[Action.HOLD] or wanted[Action.ALLOW] or (self._alone and wanted[Action.DENY]):
+            return wanted[Action.DENY] | wanted[Action.HOLD] | wanted[Action.ALLOW]
         return replace(self._nothing, message=problem) if problem else self._nothing
 
     def _candidates(self, operation: Operation) -> tuple[Rule, ...]:
         """The rules that match as far as verb, resource and impacts go, deny first."""
-        info = operation.info
-        verb = info.verb
-        key = (
-            verb,
-            info.resource,
-            info.subresource,
-            info.api_group,
-            info.is_resource_request,
-            operation.impacts,
-            operation.media_type if verb == "patch" else "",
-        )
+        key = _kind_key(operation)
         found = self._kinds.get(key)
         if found is None:
             found = self._find(Kind(operation))
@@ -284,6 +379,55 @@ class _Index:
         )
 
 
+def _kind_key(operation: Operation) -> tuple[Any, ...]:
+    """All that a `Kind` is made of."""
+    info = operation.info
+    verb = info.verb
+    return (
+        verb,
+        info.resource,
+        info.subresource,
+        info.api_group,
+        info.is_resource_request,
+        operation.impacts,
+        operation.media_type if verb == "patch" else "",
+    )
+
+
+class _BudgetIndex:
+    """Budgets, and which of them may match for the kinds of request seen so far."""
+
+    def __init__(self, all_of_them: Iterable[Budget]) -> None:
+        self._budgets = tuple(sorted(all_of_them, key=lambda budget: budget.full_name))
+        self._kinds: dict[Any, tuple[Budget, ...]] = {}
+
+    def charges(self, asker: _Asker, identity: Identity, operation: Operation) -> tuple[Charge, ...]:
+        """Matched as a deny rule is: a budget restricts, so a doubt is the requester's."""
+        if not self._budgets:
+            return ()
+        key = _kind_key(operation)
+        candidates = self._kinds.get(key)
+        if candidates is None:
+            kind = Kind(operation)
+            candidates = tuple(b for b in self._budgets if b.match.reaches_kind(kind) and budgets.counts(b, operation))
+            if len(self._kinds) >= MAX_KINDS:
+                self._kinds.clear()
+            self._kinds[key] = candidates
+        values: _Values | None = None
+        found = []
+        for budget in candidates:
+            match = budget.match
+            if not match.is_about(asker.username, asker.groups, asker.agent) or not match.reaches(operation):
+                continue
+            if budget.when is not None or budget.unless is not None:
+                if values is None:
+                    values = _Values(asker, operation)
+                if not _applies(budget, values)[0]:
+                    continue
+            found.append(budgets.charge(budget, identity, asker.values, operation))
+        return tuple(found)
+
+
 def _verdict(rule: Rule, revision: str) -> Verdict:
     return Verdict(rule.action, rule.name, rule.policy, revision, rule.message)
 
@@ -292,7 +436,7 @@ def _with(message: str, trouble: str) -> str:
     return f"{message} (its condition {trouble})".lstrip() if trouble else message
 
 
-def _applies(rule: Rule, values: "_Values") -> tuple[bool, str]:
+def _applies(rule: Rule | Budget, values: "_Values") -> tuple[bool, str]:
     """
     (whether `when` and `unless` let the rule apply, why they could not be evaluated or "")
 
@@ -310,19 +454,49 @@ def _applies(rule: Rule, values: "_Values") -> tuple[bool, str]:
     return True, ""
 
 
+def _applies_to_objects(rule: Rule, values: "_Values", objects: Objects | None) -> tuple[bool, str, frozenset[str]]:
+    """
+    `_applies` for a rule that looks at objects, and which of them it still needs.
+
+    The condition that can do without is asked first: nothing is fetched for a rule that does not
+    apply anyway.
+    """
+    conditions = (
+        (rule.when, rule.when_needs, rule.claims, True),
+        (rule.unless, rule.unless_needs, False, False),
+    )
+    try:
+        for program, needs, claims, wanted in sorted(conditions, key=lambda condition: bool(condition[1])):
+            if program is None:
+                continue
+            if needs:
+                if objects is None:
+                    return False, "", rule.needs
+                # direction: an object that is not there counts as every other doubt does, against the requester.
+                if why := objects.trouble(needs):
+                    raise cel.CelError(why)
+            if program.evaluate(values.bound(claims=claims, objects=bool(needs))) is not wanted:
+                return False, "", admission.NONE
+    except cel.CelError as e:
+        first_line = str(e).split("\n", 1)[0]
+        return rule.action is not Action.ALLOW, f"could not be evaluated: {first_line}", admission.NONE
+    return True, "", admission.NONE
+
+
 class _Values:
     """What expressions see of one request: made when the first of them is reached, and once."""
 
-    __slots__ = ("_asker", "_bound", "_operation", "_values")
+    __slots__ = ("_asker", "_bound", "_objects", "_operation", "_values")
 
-    def __init__(self, asker: _Asker, operation: Operation) -> None:
+    def __init__(self, asker: _Asker, operation: Operation, objects: Objects | None = None) -> None:
         self._asker = asker
         self._operation = operation
+        self._objects = objects or admission.NOT_FETCHED
         self._values: dict[str, Any] | None = None
-        self._bound: dict[bool, cel.Activation] = {}
+        self._bound: dict[tuple[bool, bool], cel.Activation] = {}
 
-    def bound(self, *, claims: bool) -> cel.Activation:
-        bound = self._bound.get(claims)
+    def bound(self, *, claims: bool, objects: bool = False) -> cel.Activation:
+        bound = self._bound.get((claims, objects))
         if bound is None:
             if self._values is None:
                 self._values = {
@@ -334,7 +508,15 @@ class _Values:
             if claims:
                 session = {"id": self._operation.claimed_session, "command": self._operation.claimed_command}
                 values = {**values, "session": session}
-            bound = self._bound[claims] = cel.activation(CLAIM_VARIABLES if claims else VARIABLES, values)
+            variables = CLAIM_VARIABLES if claims else VARIABLES
+            if objects:
+                variables = {**variables, **OBJECT_VARIABLES}
+                # An expression that may be evaluated looks at none of those that are missing.
+                values = {**values, **dict.fromkeys(OBJECT_VARIABLES), **self._objects.values}
+                created = self._objects.created
+                if created is not None and "operation" not in values["request"]:
+                    values["request"] = {**values["request"], "operation": "CREATE" if created else "UPDATE"}
+            bound = self._bound[claims, objects] = cel.activation(variables, values)
         return bound
 
 
@@ -416,13 +598,15 @@ def refusal(verdict: Verdict, identity: Identity, operation: Operation) -> statu
     if verdict.rule:
         # The rule's own message has the next step, since only its author knows one.
         why = verdict.message or f"{describe(operation)}; ask the owners of policy {verdict.policy} to change it"
-        return status.Refusal(403, "policy-deny", f"rule {verdict.policy}/{verdict.rule} denies this: {why}")
+        return status.Refusal(
+            403, "policy-deny", f"rule {verdict.policy}/{verdict.rule} denies this: {blast.sentence(operation)}{why}"
+        )
     why = f" ({verdict.message})" if verdict.message != Verdict().message else ""
     return status.Refusal(
         403,
         "policy-no-match",
-        f"no rule allows {describe(operation)} for {_clip(identity.username)}{why};"
-        " use what the policy allows, or ask the cluster's owners for a rule",
+        f"no rule allows {describe(operation)} for {_clip(identity.username)}{why}; {blast.sentence(operation, '; ')}"
+        "use what the policy allows, or ask the cluster's owners for a rule",
     )
 
 
@@ -433,7 +617,8 @@ def _held(verdict: Verdict, operation: Operation) -> str:
     why = _sentence_end(verdict.message or describe(operation))
     who = ", ".join(dict.fromkeys(w for h in holds for w in (*h.approval.groups, *h.approval.users)))
     return (
-        f"{rules} {names} {verb} this: {why}; it needs a human approval, which this gateway cannot ask for yet;"
+        f"{rules} {names} {verb} this: {blast.sentence(operation)}{why};"
+        " it needs a human approval, which this gateway cannot ask for yet;"
         f" ask {_clip(who) or 'the owners of the policy'} to run it or to change the rule"
     )
 

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from addons.core import cel, policy, resources, yamltree
+from addons.core import admission, budgets, cel, policy, resources, yamltree
+from addons.core.budgets import Budget
 from addons.core.matching import METHOD_VERBS, RESOURCE_VERBS, VERBS, Glob, Match, ResourcePattern, UsesMatch
 from addons.core.model import Action, Approval, Impact
 from addons.core.policy import PolicyError
@@ -21,6 +22,7 @@ from addons.core.yamltree import Node
 
 API_VERSION = "tollgate.dev/v1alpha1"
 MAX_MESSAGE = 300  # characters; with the rule's name before it a client shows 500
+MAX_BUDGET_MESSAGE = 100  # characters; what is left and when it refills must be seen too
 MAX_WORD = 500  # characters of one name or pattern; a path may be that long, a name 253
 MAX_WAIT = 600  # seconds; hosts of MCP servers give up after 60 at most
 MAX_VALID = 86_400  # seconds; a day-old yes is about another cluster
@@ -46,7 +48,8 @@ _LITERALS = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _FIELD = re.compile(r"(?<![\w.])(identity|operation|request|session)((?:\s*\.\s*\??\s*[A-Za-z_]\w*)+)(\s*\()?")
-_LATER = re.compile(r"(?<![\w.])(object|oldObject|namespaceObject)\b")
+_OBJECTS = re.compile(r"(?<![\w.])(object|oldObject|namespaceObject)\b")
+_USES = re.compile(r"\buses\b")
 _CLAIM = re.compile(r"(?<![\w.])session\b")
 
 
@@ -135,7 +138,12 @@ def parse(contents: Mapping[str, bytes]) -> policy.PolicySet:
             policies.append(read_policy)
     if problems:
         raise PolicyError(problems)
-    return policy.PolicySet(policies, revision(contents.values()))
+    return policy.PolicySet(policies, revision(contents.values()), digests(contents))
+
+
+def digests(contents: Mapping[str, bytes]) -> dict[str, str]:
+    """What each file held, for the log: the first half of its SHA-256."""
+    return {name: hashlib.sha256(data).hexdigest()[:32] for name, data in contents.items()}
 
 
 def revision(contents: Iterable[bytes]) -> str:
@@ -269,7 +277,7 @@ class _Reader:
         top = self.fields(
             node,
             "",
-            ("apiVersion", "kind", "metadata", "mode", "people", "rules"),
+            DOCUMENT_FIELDS,
             ("apiVersion", "kind", "metadata"),
         )
         if "apiVersion" in top:
@@ -284,18 +292,21 @@ class _Reader:
         people = None
         if "people" in top:
             people = self.expression(top["people"], "people", policy.PEOPLE_VARIABLES)
-        elif "rules" not in top and "metadata" in top:
-            self.problem(node, "rules", "is missing: a policy has rules, or says who people are")
-        rules = self.rules(top["rules"], name) if "rules" in top else []
+        elif not top.keys() & {"rules", "budgets"} and "metadata" in top:
+            self.problem(node, "rules", "is missing: a policy has rules or budgets, or says who people are")
+        names: dict[str, int] = {}
+        rules = self.rules(top["rules"], name, names) if "rules" in top else []
+        limits = self.budgets(top["budgets"], name, names) if "budgets" in top else []
         if len(self.problems) > before:
             return None
-        return policy.Policy(name, tuple(rules), observe, people)
+        return policy.Policy(name, tuple(rules), observe, people, tuple(limits))
 
-    def rules(self, node: Node, policy_name: str) -> list[policy.Rule]:
+    def rules(self, node: Node, policy_name: str, lines: dict[str, int]) -> list[policy.Rule]:
+        """`lines` is where each name is, of rules and budgets together: a message names one or the other."""
         if node.kind != "list" or not node.items:
             self.problem(node, "rules", "is empty" if node.kind == "list" else f"is {node.word}, not a list")
             return []
-        found, lines = [], dict[str, int]()
+        found = []
         for number, item in enumerate(node.items):
             path = f"rules[{number}]"
             before = len(self.problems)
@@ -312,17 +323,20 @@ class _Reader:
         got = self.fields(
             node,
             path,
-            ("name", "action", "match", "when", "unless", "message", "approval"),
+            RULE_FIELDS,
             ("name", "action", "match"),
         )
         name = self.name(got.get("name"), f"{path}.name")
         word = self.one_of(got["action"], f"{path}.action", tuple(_ACTIONS)) if "action" in got else None
         action = _ACTIONS.get(word or "", Action.DENY)
         match = self.match(got["match"], f"{path}.match", action) if "match" in got else Match()
-        when, claims = None, False
+        when, claims, unless = None, False, None
         if "when" in got:
-            when, claims = self.when(got["when"], f"{path}.when", action)
-        unless = self.expression(got["unless"], f"{path}.unless", policy.VARIABLES) if "unless" in got else None
+            when, claims = self.when(got["when"], f"{path}.when", action, objects=True)
+        if "unless" in got:
+            unless = self.expression(got["unless"], f"{path}.unless", policy.VARIABLES, objects=True)
+        when_needs, unless_needs = _needs(when), _needs(unless)
+        self.about_objects(got, path, when_needs | unless_needs, match)
         message = self.message(got["message"], f"{path}.message") if "message" in got else ""
         approval = policy.NO_APPROVAL
         if "approval" in got:
@@ -334,18 +348,113 @@ class _Reader:
             self.problem(node, f"{path}.approval", "is missing: say who may approve, as in {groups: [platform-oncall]}")
         text = json.dumps(node.plain(), sort_keys=True)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-        return policy.Rule(policy_name, name, action, match, when, unless, claims, message, approval, digest)
+        return policy.Rule(
+            policy_name,
+            name,
+            action,
+            match,
+            when,
+            unless,
+            claims,
+            message,
+            approval,
+            digest,
+            when_needs=when_needs,
+            unless_needs=unless_needs,
+            asks_uses=match.uses is not None or _names(when, _USES) or _names(unless, _USES),
+            place=f"{self.source}:{node.line}",
+        )
 
-    def message(self, node: Node, path: str) -> str:
+    def about_objects(self, got: Mapping[str, Node], path: str, needs: frozenset[str], match: Match) -> None:
+        """A rule that looks at objects is asked about creates, updates and deletes only."""
+        if needs.isdisjoint(("object", "oldObject")):
+            return
+        changes = {"create", "update", "patch", "delete", "deletecollection", "*"}
+        where = got["when"] if "when" in got else got["unless"]
+        if match.non_resource_urls is not None or (match.verbs is not None and match.verbs.isdisjoint(changes)):
+            self.problem(where, path, "looks at object or oldObject, which a read has not, so it could never match")
+        elif match.resources and all(p.text.partition("/")[2] in admission.BESIDE for p in match.resources):
+            self.problem(where, path, "looks at object or oldObject, which such a subresource has not; use operation")
+
+    # Budgets
+
+    def budgets(self, node: Node, policy_name: str, lines: dict[str, int]) -> list[Budget]:
+        if node.kind != "list" or not node.items:
+            self.problem(node, "budgets", "is empty" if node.kind == "list" else f"is {node.word}, not a list")
+            return []
+        found = []
+        for number, item in enumerate(node.items):
+            path = f"budgets[{number}]"
+            budget = self.budget(item, path, policy_name)
+            if budget.name in lines:
+                self.problem(
+                    item,
+                    f"{path}.name",
+                    f"another rule or budget is called {budget.name!r}, in line {lines[budget.name]}",
+                )
+            if budget.name:
+                lines.setdefault(budget.name, item.line)
+            found.append(budget)
+        if all(budget.per == "session" for budget in found):
+            # It chooses its session, so a new one would be a new budget.
+            self.problem(node, "budgets", "per: session limits nobody alone, since the client chooses it; add another")
+        return found
+
+    def budget(self, node: Node, path: str, policy_name: str) -> Budget:
+        got = self.fields(node, path, BUDGET_FIELDS, ("name", "match", "window", "per"))
+        name = self.name(got.get("name"), f"{path}.name")
+        if node.kind == "map" and ("limit" in got) == ("objects" in got):
+            self.problem(node, path, "has either a limit (of operations) or objects (in reach), and only one of them")
+        limit = 0
+        for field in got.keys() & {"limit", "objects"}:
+            limit = self.whole(got[field], f"{path}.{field}", 1, budgets.MAX_LIMIT)
+        per = self.one_of(got["per"], f"{path}.per", budgets.PER) if "per" in got else None
+        owner = None
+        if "owner" in got:
+            owner = self.expression(got["owner"], f"{path}.owner", policy.PEOPLE_VARIABLES, "string")
+            if per is not None and per != "owner":
+                self.problem(got["owner"], f"{path}.owner", f"has no effect with per: {per}")
+        elif per == "owner":
+            self.problem(node, f"{path}.owner", "is missing: say who owns an identity, as in identity.groups[0]")
+        word = self.one_of(got["over"], f"{path}.over", ("deny", "hold")) if "over" in got else "deny"
+        over = Action.HOLD if word == "hold" else Action.DENY
+        when, claims = None, False
+        if "when" in got:
+            when, claims = self.when(got["when"], f"{path}.when", over)
+        approval = policy.NO_APPROVAL
+        if "approval" in got:
+            approval = self.approval(got["approval"], f"{path}.approval")
+            if word == "deny":
+                self.problem(got["approval"], f"{path}.approval", "only a budget that says over: hold has it")
+        text = json.dumps(node.plain(), sort_keys=True)
+        return Budget(
+            policy_name,
+            name,
+            match=self.match(got["match"], f"{path}.match", over) if "match" in got else Match(),
+            limit=limit,
+            window=self.seconds(got["window"], f"{path}.window", 1, budgets.MAX_WINDOW) if "window" in got else 1,
+            objects="objects" in got,
+            per=per or "identity",
+            over=over,
+            owner=owner,
+            when=when,
+            unless=self.expression(got["unless"], f"{path}.unless", policy.VARIABLES) if "unless" in got else None,
+            claims=claims,
+            message=self.message(got["message"], f"{path}.message", MAX_BUDGET_MESSAGE) if "message" in got else "",
+            approval=approval,
+            digest=hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12],
+        )
+
+    def message(self, node: Node, path: str, most: int = MAX_MESSAGE) -> str:
         text = (self.text(node, path) or "").strip()
         if not text.isprintable():
             self.problem(node, path, "has line breaks or characters that do not print; it is one line")
-        elif len(text) > MAX_MESSAGE:
-            self.problem(node, path, f"has {len(text)} characters, more than {MAX_MESSAGE}")
+        elif len(text) > most:
+            self.problem(node, path, f"has {len(text)} characters, more than {most}")
         return text
 
     def approval(self, node: Node, path: str) -> Approval:
-        got = self.fields(node, path, ("groups", "users", "needed", "wait", "valid"))
+        got = self.fields(node, path, APPROVAL_FIELDS)
         groups = self.words(got["groups"], f"{path}.groups", _not_a_pattern) if "groups" in got else []
         users = self.words(got["users"], f"{path}.users", _not_a_pattern) if "users" in got else []
         if node.kind == "map" and "groups" not in got and "users" not in got:
@@ -431,33 +540,39 @@ class _Reader:
 
     # Expressions
 
-    def when(self, node: Node, path: str, action: Action) -> tuple[cel.Program | None, bool]:
+    def when(self, node: Node, path: str, action: Action, *, objects: bool = False) -> tuple[cel.Program | None, bool]:
         """A condition, and whether it looks at what the client claims."""
         text = node.text if node.kind == "text" else ""
-        if action is not Action.ALLOW and _CLAIM.search(_without_literals(text)):
-            return self.expression(node, path, policy.CLAIM_VARIABLES), True
-        return self.expression(node, path, policy.VARIABLES), False
+        claims = action is not Action.ALLOW and _CLAIM.search(_without_literals(text)) is not None
+        variables = policy.CLAIM_VARIABLES if claims else policy.VARIABLES
+        return self.expression(node, path, variables, objects=objects), claims
 
-    def expression(self, node: Node, path: str, variables: Mapping[str, str]) -> cel.Program | None:
+    def expression(
+        self,
+        node: Node,
+        path: str,
+        variables: Mapping[str, str],
+        returns: str = "bool",
+        *,
+        objects: bool = False,
+    ) -> cel.Program | None:
+        """objects: whether it may look at objects of the cluster."""
         source = self.text(node, path)
         if source is None:
             return None
         names = _without_literals(source)
-        for later in dict.fromkeys(_LATER.findall(names)):
-            self.problem(
-                node,
-                path,
-                f"{later} is not there: this version decides from the request alone and looks nothing up;"
-                " use request, operation or identity",
-            )
-            return None
+        if looked_at := _OBJECTS.findall(names):
+            if not objects:
+                self.problem(node, path, f"{looked_at[0]} is there for rules only; use what is known of the request")
+                return None
+            variables = {**variables, **policy.OBJECT_VARIABLES}
         if "session" not in variables and _CLAIM.search(names):
             self.problem(node, path, "session is what the client claims, so only `when` of a deny or hold rule sees it")
             return None
         if not self.expression_fields(node, path, names, variables):
             return None
         try:
-            return cel.compile_expression(source, variables, returns="bool")
+            return cel.compile_expression(source, variables, returns=returns)
         except cel.CelError as e:
             first, *rest = str(e).split("\n")
             self.problem(node, path, "\n".join([first, *(f"    {line}" for line in rest)]))
@@ -487,6 +602,23 @@ class _Reader:
 
 DEFAULT = Approval()
 
+DOCUMENT_FIELDS = ("apiVersion", "kind", "metadata", "mode", "people", "rules", "budgets")
+RULE_FIELDS = ("name", "action", "match", "when", "unless", "message", "approval")
+APPROVAL_FIELDS = ("groups", "users", "needed", "wait", "valid")
+BUDGET_FIELDS = (
+    "name",
+    "match",
+    "limit",
+    "objects",
+    "window",
+    "per",
+    "owner",
+    "over",
+    "when",
+    "unless",
+    "message",
+    "approval",
+)
 MATCH_FIELDS = (
     "users",
     "userGroups",
@@ -510,6 +642,17 @@ USES_FIELDS = {
     "configMapsNotIn": "config_maps_not_in",
     "hostNotIn": "host_not_in",
 }
+
+
+def _names(program: cel.Program | None, pattern: re.Pattern[str]) -> bool:
+    return program is not None and pattern.search(_without_literals(program.source)) is not None
+
+
+def _needs(program: cel.Program | None) -> frozenset[str]:
+    """The objects of the cluster that an expression looks at."""
+    if program is None:
+        return admission.NONE
+    return frozenset(_OBJECTS.findall(_without_literals(program.source)))
 
 
 def _not_a_pattern(word: str) -> str:

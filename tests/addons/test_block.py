@@ -1,14 +1,18 @@
 import asyncio
+import json
 import logging
 import os
+from dataclasses import replace
 
 import pytest
+from mitmproxy import http
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow
 
 from addons import block
 from addons.core import facts, policy
 from addons.core.model import Action, Identity, Impact, Operation, RequestInfo
+from addons.net import store
 
 STAMP = ("tollgate_block", "request")
 RULES = """
@@ -238,3 +242,280 @@ async def test_the_watcher_survives_what_nobody_thought_of(configured, file, mon
 
 def test_done_before_running():
     block.PolicyBlock().done()
+
+
+# Budgets
+
+BUDGETS = (
+    RULES
+    + """
+- {name: deletes, action: allow, match: {users: [agent], verbs: [delete]}}
+- {name: secrets, action: allow, match: {users: [agent], verbs: [get], resources: [configmaps]}}
+budgets:
+- {name: few, match: {impacts: [delete]}, limit: 2, window: 10m, per: identity}
+- {name: fewer-db, match: {resourceNames: [db], impacts: [delete]}, limit: 1, window: 1h, per: namespace, over: hold}
+"""
+)
+NOW = 1_800_000_000.0  # 2027-01-15 08:00:00 UTC
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.now = NOW
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def budgeted(file, tmp_path, clock):
+    """An addon with budgets and a state folder of its own."""
+    file.write_text(BUDGETS)
+    addon = block.PolicyBlock(clock)
+    with taddons.context(addon) as tctx:
+        tctx.configure(addon, tollgate_policies=str(file), tollgate_state=str(tmp_path / "state"))
+        opened = addon.store
+        yield addon
+        opened.close()  # a test may have put another in its place
+
+
+def deletion(name="web", **more):
+    info = RequestInfo("delete", "/x", True, "api", "", "v1", "shop", "pods", "", name)
+    return Operation(info, "DELETE", frozenset({Impact.DELETE}), name, **more)
+
+
+async def ask(addon, op):
+    """The request hook, as mitmproxy calls it: what comes back is awaited."""
+    flow = flow_of(op)
+    waiting = addon.request(flow)
+    if waiting is not None:
+        assert STAMP not in facts.of(flow).passed  # not before the answer of the store
+        await waiting
+    return flow
+
+
+async def answer(addon, flow, code):
+    """What follows a release: the head of the API server's answer."""
+    known = facts.of(flow)
+    known.refusal, known.released = object(), True
+    flow.response = http.Response.make(code)
+    if (waiting := addon.responseheaders(flow)) is not None:
+        await waiting
+
+
+def message(flow):
+    return json.loads(flow.response.content)["message"]
+
+
+async def test_up_to_the_budget(budgeted, clock):
+    flows = [await ask(budgeted, deletion()) for _ in range(3)]
+    assert [f.response and f.response.status_code for f in flows] == [None, None, 403]
+    assert [facts.of(f).passed for f in flows] == [{STAMP}, {STAMP}, set()]
+    over = facts.of(flows[2])
+    assert (over.answered_by, over.verdict.action, over.verdict.rule) == (budgeted.name, Action.DENY, "few")
+    assert flows[2].response.headers["Tollgate-Reason"] == "budget"
+    assert message(flows[2]) == (
+        "rule p/few: 2 operations in 10m per identity, 0 left; the next is free at 08:10:00 UTC; wait until then, or"
+        " ask the policy's owners for more"
+    )
+    clock.now += 600
+    assert (await ask(budgeted, deletion())).response is None
+
+
+async def test_a_held_budget_is_refused_and_takes_nothing_of_the_others(budgeted):
+    await ask(budgeted, deletion("db"))
+    held = await ask(budgeted, deletion("db"))
+    assert facts.of(held).verdict.action is Action.HOLD
+    assert [h.rule for h in facts.of(held).verdict.holds] == ["fewer-db"]
+    assert "over it a human must approve" in message(held)
+    assert (await ask(budgeted, deletion())).response is None  # the second of `few`
+
+
+async def test_of_parallel_requests_exactly_what_is_left_passes(budgeted):
+    flows = await asyncio.gather(*(ask(budgeted, deletion()) for _ in range(20)))
+    assert sum(f.response is None for f in flows) == 2
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        pytest.param(operation(), id="a read"),
+        pytest.param(operation("delete", "secrets"), id="denied by a rule"),
+        pytest.param(operation("create", "pods/exec"), id="held by a rule"),
+        pytest.param(replace(operation("delete"), dry_run=True), id="a dry run"),
+    ],
+)
+def test_what_counts_for_no_budget_waits_for_nothing(budgeted, op):
+    assert budgeted.request(flow_of(op)) is None
+    assert not budgeted.reserved
+
+
+@pytest.mark.parametrize(
+    ("code", "left"),
+    [
+        pytest.param(200, 1, id="done"),
+        pytest.param(404, 2, id="not there"),
+        pytest.param(409, 2, id="conflict"),
+        pytest.param(500, 1, id="who knows"),
+    ],
+)
+async def test_what_the_api_server_did_not_do_is_given_back(budgeted, code, left):
+    await answer(budgeted, await ask(budgeted, deletion()), code)
+    flows = [await ask(budgeted, deletion()) for _ in range(2)]
+    assert sum(f.response is None for f in flows) == left
+
+
+async def test_what_a_later_addon_refuses_is_given_back(budgeted):
+    flow = await ask(budgeted, deletion())
+    facts.of(flow).refusal = object()  # a guard is in the stack, and released nothing
+    flow.response = http.Response.make(403)
+    await budgeted.responseheaders(flow)
+    assert sum([(await ask(budgeted, deletion())).response is None for _ in range(3)]) == 2
+
+
+async def test_a_stack_without_a_guard_does_not_give_back_what_was_sent(budgeted):
+    flow = await ask(budgeted, deletion())
+    flow.response = http.Response.make(200)
+    assert budgeted.responseheaders(flow) is None
+
+
+async def test_a_budget_is_given_back_once(budgeted):
+    flow = await ask(budgeted, deletion())
+    await answer(budgeted, flow, 404)
+    assert budgeted.responseheaders(flow) is None
+    assert budgeted.error(flow) is None
+
+
+@pytest.mark.parametrize(
+    ("tcp", "tls", "left"),
+    [
+        pytest.param(None, None, 2, id="not connected"),
+        pytest.param(1.0, None, 2, id="no TLS"),
+        pytest.param(1.0, 2.0, 1, id="broke after it was sent"),
+    ],
+)
+async def test_a_broken_connection_gives_back_only_if_nothing_was_sent(budgeted, tcp, tls, left):
+    flow = await ask(budgeted, deletion())
+    facts.of(flow).refusal, facts.of(flow).released = object(), True
+    flow.server_conn.tls = True
+    flow.server_conn.timestamp_tcp_setup, flow.server_conn.timestamp_tls_setup = tcp, tls
+    if (waiting := budgeted.error(flow)) is not None:
+        await waiting
+    assert sum([(await ask(budgeted, deletion())).response is None for _ in range(2)]) == left
+
+
+async def test_an_error_without_a_reservation(budgeted):
+    assert budgeted.error(flow_of()) is None
+
+
+async def test_a_restart_keeps_the_counts(budgeted, file, tmp_path, clock):
+    for _ in range(2):
+        await ask(budgeted, deletion())
+    budgeted.done()
+    again = block.PolicyBlock(clock)
+    with taddons.context(again) as tctx:
+        tctx.configure(again, tollgate_policies=str(file), tollgate_state=str(tmp_path / "state"))
+        assert (await ask(again, deletion())).response.status_code == 403
+        again.done()
+
+
+class Failing:
+    """A store that never says yes."""
+
+    def __init__(self, error=None):
+        self.error = error or store.StoreError("state.db is busy: another process holds it")
+
+    async def reserve(self, charges, now):
+        raise self.error
+
+    async def give_back(self, reservation):
+        raise self.error
+
+
+@pytest.mark.parametrize("broken", [Failing(), None], ids=["fails", "could not be opened"])
+async def test_without_the_store_what_a_budget_counts_is_refused_and_reads_go_on(budgeted, broken):
+    budgeted.store = broken
+    refused = await ask(budgeted, deletion())
+    assert refused.response.status_code == 503
+    assert refused.response.headers["Tollgate-Reason"] == "state-store"
+    assert "Retry-After" not in refused.response.headers
+    assert "tollgate: the gateway cannot count for budget p/few" in message(refused)
+    assert not facts.of(refused).passed
+    assert facts.of(await ask(budgeted, operation())).passed == {STAMP}
+
+
+async def test_what_cannot_be_given_back_stays_spent_and_is_logged(budgeted, caplog):
+    flow = await ask(budgeted, deletion())
+    budgeted.store = Failing()
+    await answer(budgeted, flow, 404)
+    assert "what was not used stays counted" in caplog.text
+
+
+async def test_an_exception_in_the_store_leaves_no_stamp(budgeted):
+    budgeted.store = Failing(RuntimeError("odd"))
+    flow = flow_of(deletion())
+    with pytest.raises(RuntimeError):
+        await budgeted.request(flow)
+    assert not facts.of(flow).passed
+
+
+async def test_a_policy_that_observes_counts_and_stops_nothing(budgeted, file, caplog):
+    caplog.set_level(logging.INFO)
+    watching = BUDGETS.replace("name: p}", "name: o}\nmode: observe").replace("limit: 2", "limit: 1")
+    change(file, RULES + "- {name: deletes, action: allow, match: {verbs: [delete]}}\n---\n" + watching)
+    await budgeted.reload()
+    flows = [await ask(budgeted, deletion()) for _ in range(2)]
+    assert [facts.of(f).passed for f in flows] == [{STAMP}, {STAMP}]
+    assert caplog.text.count("observed: deny 'delete pods web in namespace shop' for 'agent' by o/few") == 1
+
+
+async def test_observe_counts_and_stops_nothing(budgeted, caplog):
+    caplog.set_level(logging.INFO)
+    budgeted.observe = True
+    flows = [await ask(budgeted, deletion()) for _ in range(3)]
+    flows.append(await ask(budgeted, operation("delete", "secrets")))  # a rule would have denied it: not counted
+    assert [facts.of(f).passed for f in flows] == [{STAMP}] * 4
+    assert caplog.text.count("by p/few") == 1
+    budgeted.store = None
+    assert facts.of(await ask(budgeted, deletion())).passed == {STAMP}
+
+
+async def test_without_a_state_folder_budgets_are_in_memory_with_a_warning(context, configured, file, caplog):
+    assert configured.store is None  # no budget needs it
+    file.write_text(BUDGETS)
+    context.configure(configured, tollgate_policies=f"{file}{os.pathsep}")
+    assert "tollgate_state is not set: budgets are counted in memory" in caplog.text
+    flows = [await ask(configured, deletion()) for _ in range(3)]
+    assert [f.response is None for f in flows] == [True, True, False]
+    configured.done()
+
+
+async def test_a_reload_that_brings_budgets_opens_a_store(configured, file):
+    change(file, BUDGETS)
+    await configured.reload()
+    assert configured.store is not None
+    configured.done()
+
+
+def test_a_state_folder_that_others_can_write(context, configured, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(0o777)
+    with pytest.raises(OptionsError, match=r"tollgate_state: .*can be written by others"):
+        context.configure(configured, tollgate_state=str(tmp_path / "state"))
+    assert configured.store is None
+
+
+def test_another_state_folder_is_another_store(context, configured, tmp_path):
+    context.configure(configured, tollgate_state=str(tmp_path / "one"))
+    first = configured.store
+    context.configure(configured, tollgate_state=str(tmp_path / "two"))
+    assert (tmp_path / "two" / "state.db").is_file()
+    assert configured.store is not first
+    configured.done()

@@ -5,6 +5,7 @@ from addons.core.model import Impact
 
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 NS = "/api/v1/namespaces/x"
+APPS = "/apis/apps/v1"
 
 
 def of(method, url, own="tollgate"):
@@ -220,7 +221,7 @@ ANNOTATION = {"metadata": {"annotations": {"kubernetes.io/service-account.name":
 )
 def test_token_secrets(patch, content, escalates):
     method, url = ("PATCH", f"{NS}/secrets/s") if patch else ("POST", f"{NS}/secrets")
-    assert by_body(method, url, patch, content) == ({"escalate"} if escalates else set())
+    assert ("escalate" in by_body(method, url, patch, content)) is escalates
 
 
 def test_bootstrap_token_by_name():
@@ -260,7 +261,7 @@ LABELS = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privile
 )
 def test_namespace_labels(patch, content, escalates):
     method, url = ("PATCH", NS) if patch else ("POST", "/api/v1/namespaces")
-    assert by_body(method, url, patch, content, name="n") == ({"escalate"} if escalates else set())
+    assert ("escalate" in by_body(method, url, patch, content, name="n")) is escalates
 
 
 @pytest.mark.parametrize(
@@ -302,3 +303,131 @@ def test_a_dry_run_lowers_only_what_would_be_stored():
         Impact.EXECUTE,
         Impact.ESCALATE,
     }
+
+
+OWNER = {"metadata": {"ownerReferences": [{"uid": "1"}]}}
+JOBS = "/apis/batch/v1/namespaces/x/jobs"
+DEPLOYMENT = f"{APPS}/namespaces/x/deployments/d"
+NETWORK = "/apis/networking.k8s.io/v1/namespaces/x/networkpolicies"
+
+
+def put_at(pointer, value=None):
+    return [{"op": "add", "path": pointer, "value": value}]
+
+
+def template(**spec):
+    return {"spec": {"template": {"spec": spec}}}
+
+
+@pytest.mark.parametrize(
+    ("url", "patch", "content", "expected"),
+    [
+        pytest.param(f"{NS}/configmaps/c", "merge", {"data": {"a": "b"}}, False, id="data"),
+        # Finalizers
+        pytest.param(f"{NS}/configmaps/c", "merge", {"metadata": {"finalizers": None}}, True, id="finalizers null"),
+        pytest.param(
+            f"{NS}/configmaps/c", "merge", {"metadata": {"finalizers": ["a"]}}, True, id="another list of them"
+        ),
+        pytest.param(f"{NS}/configmaps/c", "merge", {"metadata": None}, True, id="metadata null"),
+        pytest.param(
+            f"{NS}/configmaps/c", "strategic", {"metadata": {"finalizers": ["a"]}}, False, id="strategic adds"
+        ),
+        pytest.param(
+            f"{NS}/configmaps/c",
+            "strategic",
+            {"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"]}},
+            True,
+            id="strategic takes one out",
+        ),
+        pytest.param(f"{NS}/configmaps/c", "strategic", {"metadata": {"$patch": "replace"}}, True, id="replaced"),
+        pytest.param(
+            f"{NS}/configmaps/c", "json", [{"op": "remove", "path": "/metadata/finalizers/0"}], True, id="json remove"
+        ),
+        pytest.param(f"{NS}/configmaps/c", "json", put_at("/metadata", {}), True, id="json above"),
+        pytest.param(
+            f"{NS}/configmaps/c", "json", [{"op": "test", "path": "/metadata/finalizers/0"}], False, id="json test"
+        ),
+        # Owners
+        pytest.param(f"{NS}/configmaps/c", "merge", OWNER, True, id="an owner"),
+        pytest.param(f"{NS}/configmaps", "", OWNER, True, id="a new object with an owner"),
+        pytest.param(f"{NS}/configmaps", "", {"metadata": {"ownerReferences": []}}, False, id="a new one with none"),
+        # Pods
+        pytest.param(f"{NS}/pods/p", "merge", {"metadata": {"labels": {"a": "b"}}}, True, id="a pod's label"),
+        pytest.param(f"{NS}/pods/p", "merge", {"metadata": {"labels": None}}, True, id="a pod's labels away"),
+        pytest.param(f"{NS}/pods/p", "merge", {"metadata": {"annotations": {"a": "b"}}}, False, id="an annotation"),
+        pytest.param(f"{NS}/configmaps/c", "merge", {"metadata": {"labels": {"a": "b"}}}, False, id="others' labels"),
+        pytest.param(f"{NS}/pods", "", {"metadata": {"labels": {"a": "b"}}}, False, id="a new pod's labels"),
+        pytest.param(f"{NS}/pods", "", {"spec": {"priorityClassName": "high"}}, True, id="a pod's priority"),
+        pytest.param(f"{APPS}/namespaces/x/deployments", "", template(priorityClassName="high"), True, id="priority"),
+        # Replicas
+        pytest.param(DEPLOYMENT, "merge", {"spec": {"replicas": 0}}, True, id="to zero"),
+        pytest.param(DEPLOYMENT, "merge", {"spec": {"replicas": 2}}, False, id="to two"),
+        pytest.param(DEPLOYMENT, "merge", {"spec": {"replicas": None}}, False, id="to the default"),
+        pytest.param(DEPLOYMENT, "json", put_at("/spec/replicas", 0), True, id="json to zero"),
+        pytest.param(DEPLOYMENT, "json", put_at("/spec/replicas", 2), False, id="json to two"),
+        pytest.param(DEPLOYMENT, "json", put_at("/spec", {"replicas": 0}), True, id="json, the whole spec"),
+        pytest.param(DEPLOYMENT, "json", [{"op": "remove", "path": "/spec/replicas"}], False, id="json to the default"),
+        pytest.param(f"{APPS}/namespaces/x/deployments", "", {"spec": {"replicas": 0}}, False, id="a new one at zero"),
+        pytest.param(f"{DEPLOYMENT}/scale", "merge", {"spec": {"replicas": 0}}, True, id="scale"),
+        pytest.param(
+            "/apis/x.io/v1/namespaces/x/things/t/scale", "merge", {"spec": {"replicas": 0}}, True, id="any scale"
+        ),
+        pytest.param(f"{DEPLOYMENT}/status", "merge", {"spec": {"replicas": 0}}, False, id="status"),
+        pytest.param(DEPLOYMENT, "json", put_at("/spec/template", {}), False, id="rollout undo"),
+        pytest.param(
+            DEPLOYMENT,
+            "strategic",
+            {"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}},
+            False,
+            id="rollout restart",
+        ),
+        # Clean-up by controllers
+        pytest.param(DEPLOYMENT, "merge", {"spec": {"revisionHistoryLimit": 0}}, True, id="history"),
+        pytest.param(f"{JOBS}/j", "merge", {"spec": {"ttlSecondsAfterFinished": 0}}, True, id="ttl"),
+        pytest.param(f"{JOBS}/j", "merge", {"spec": {"ttlSecondsAfterFinished": None}}, False, id="no ttl"),
+        pytest.param(f"{JOBS}/j", "merge", {"spec": {"suspend": True}}, True, id="suspend"),
+        pytest.param(f"{JOBS}/j", "merge", {"spec": {"suspend": False}}, False, id="resume"),
+        pytest.param(f"{JOBS}/j", "merge", {"spec": {"parallelism": 0}}, True, id="parallelism"),
+        pytest.param(
+            "/apis/batch/v1/namespaces/x/cronjobs/c",
+            "merge",
+            {"spec": {"failedJobsHistoryLimit": 0}},
+            True,
+            id="CronJob",
+        ),
+        pytest.param(
+            f"{APPS}/namespaces/x/statefulsets/s",
+            "merge",
+            {"spec": {"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete"}}},
+            True,
+            id="claims go with it",
+        ),
+        pytest.param(
+            f"{APPS}/namespaces/x/daemonsets/d", "strategic", template(nodeSelector={"a": "b"}), True, id="DaemonSet"
+        ),
+        pytest.param(
+            "/apis/autoscaling/v2/namespaces/x/horizontalpodautoscalers/h",
+            "merge",
+            {"spec": {"minReplicas": 0}},
+            True,
+            id="HPA",
+        ),
+        # Cut off
+        pytest.param(f"{NS}/resourcequotas", "", {"spec": {"hard": {"pods": "0"}}}, True, id="no more pods"),
+        pytest.param(f"{NS}/resourcequotas", "", {"spec": {"hard": {"pods": "9"}}}, False, id="nine pods"),
+        pytest.param(NETWORK, "", {"spec": {"podSelector": {}}}, True, id="nothing gets in"),
+        pytest.param(NETWORK, "", {"spec": {"podSelector": {}, "ingress": [{}]}}, False, id="everything gets in"),
+        pytest.param(NETWORK, "", {"spec": {"podSelector": {"matchLabels": {"a": "b"}}}}, False, id="some pods"),
+        pytest.param(
+            NETWORK, "", {"spec": {"podSelector": {}, "policyTypes": ["Egress"]}}, True, id="nothing gets out"
+        ),
+        pytest.param("/api/v1/nodes/n", "merge", {"spec": {"taints": [{"effect": "NoExecute"}]}}, True, id="NoExecute"),
+        pytest.param(
+            "/api/v1/nodes/n", "merge", {"spec": {"taints": [{"effect": "NoSchedule"}]}}, False, id="NoSchedule"
+        ),
+        # What repeats all that is there is compared with the live object instead.
+        pytest.param(DEPLOYMENT, "apply", {"spec": {"replicas": 0}}, False, id="apply"),
+    ],
+)
+def test_destruction_without_a_delete(url, patch, content, expected):
+    assert ("delete" in by_body("PATCH" if patch else "POST", url, patch, content)) is expected

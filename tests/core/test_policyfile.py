@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from addons.core import policyfile
+from addons.core import budgets, policyfile
 from addons.core.model import Action, Approval
 from addons.core.policyfile import PolicyError
 
@@ -81,7 +81,6 @@ def test_people_alone_are_a_policy():
         pytest.param("- a", "f.yaml:1: is a list, not a map", id="list"),
         pytest.param("a: b", "f.yaml:1: a: unknown field", id="unknown field"),
         pytest.param(GOOD.replace("rules", "rule"), "f.yaml:4: rule: unknown field; did you mean rules?", id="rule"),
-        pytest.param(GOOD + "budgets: []", "f.yaml:6: budgets: unknown field", id="budgets come later"),
         pytest.param(GOOD.replace("v1alpha1", "v1"), "apiVersion: unknown value 'tollgate.dev/v1'", id="version"),
         pytest.param(GOOD.replace("Policy", "policy"), "f.yaml:2: kind: unknown value 'policy'", id="kind"),
         pytest.param(GOOD.replace("name: p", "nam: p"), "metadata.name: is missing", id="no name"),
@@ -233,19 +232,22 @@ def test_people_alone_are_a_policy():
         pytest.param(rule("match: {verbs: [get]}, when: 'foo == 1'"), "undeclared reference to 'foo'", id="undeclared"),
         pytest.param(rule("match: {verbs: [get]}, when: 'a ='"), "rules[0].when: ", id="syntax of cel"),
         pytest.param(
-            rule("match: {verbs: [get]}, when: 'object.spec.replicas > 3'"),
-            "when: object is not there: this version decides from the request alone",
-            id="object",
+            rule("match: {verbs: [get, list]}, when: 'object.spec.replicas > 3'"),
+            "rules[0]: looks at object or oldObject, which a read has not, so it could never match",
+            id="the object of a read",
         ),
         pytest.param(
-            rule("match: {verbs: [get]}, when: 'oldObject == null'"),
-            "oldObject is not there",
-            id="old object",
+            rule("match: {nonResourceURLs: [/metrics]}, unless: 'oldObject == null'"),
+            "rules[0]: looks at object or oldObject",
+            id="the object of a page",
         ),
         pytest.param(
-            rule("match: {verbs: [get]}, unless: 'namespaceObject == null'"),
-            "namespaceObject is not there",
-            id="its namespace",
+            rule("match: {resources: [pods/exec, pods/eviction]}, when: object != null"),
+            "rules[0]: looks at object or oldObject, which such a subresource has not; use operation",
+            id="the object of an exec",
+        ),
+        pytest.param(
+            GOOD + "people: object == null", "people: object is there for rules only", id="people by an object"
         ),
         pytest.param(
             rule("match: {verbs: [get]}, when: operation.verbs == 'get'"),
@@ -394,10 +396,132 @@ def test_fingerprint_follows_links(tmp_path):
     assert policyfile.fingerprint([tmp_path / "a.yaml"]) != before
 
 
+# Budgets
+
+
+def budget(fields="", **changed):
+    """A policy with one budget; `fields` in flow style, its line is 5."""
+    given = {"name": "b", "match": "{impacts: [delete]}", "limit": "5", "window": "10m", "per": "identity"} | changed
+    text = ", ".join(f"{key}: {value}" for key, value in given.items() if value)
+    return f"{HEAD}budgets:\n- {{{text}{fields and ', '}{fields}}}\n"
+
+
+def test_all_of_a_budget():
+    (one,) = parse(
+        HEAD
+        + """\
+budgets:
+- name: deletes
+  match: {subjects: [agents], impacts: [delete], namespaces: ["shop-*"], commands: [kubectl delete]}
+  objects: 20
+  window: 1h30m
+  per: owner
+  owner: identity.extra["team"][0]
+  over: hold
+  when: session.command != ""
+  unless: operation.name == "tmp"
+  message: Slow down.
+  approval: {groups: [oncall]}
+"""
+    ).budgets
+    assert (one.full_name, one.limit, one.objects, one.window, one.per) == ("p/deletes", 20, True, 5400, "owner")
+    assert (one.over, one.claims, one.message) == (Action.HOLD, True, "Slow down.")
+    assert one.approval == Approval(groups=("oncall",))
+    assert one.owner is not None
+    assert one.digest
+
+
+def test_defaults_of_a_budget():
+    (one,) = parse(budget()).budgets
+    assert (one.limit, one.objects, one.over, one.approval) == (5, False, Action.DENY, Approval())
+
+
+def test_a_budget_alone_is_a_policy():
+    assert parse(budget()).policies[0].rules == ()
+
+
+@pytest.mark.parametrize("per", [per for per in budgets.PER if per not in ("owner", "session")])
+def test_budgets_per(per):
+    assert parse(budget(per=per)).budgets[0].per == per
+
+
+def test_a_budget_per_session_beside_another():
+    text = budget() + budget(name="c", per="session").splitlines()[-1]
+    assert [b.per for b in parse(text).budgets] == ["identity", "session"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(GOOD + "budgets: []", "f.yaml:6: budgets: is empty", id="none"),
+        pytest.param(GOOD + "budgets: {}", "budgets: is a map, not a list", id="a map"),
+        pytest.param(GOOD + "budgets: [x]", "budgets[0]: is a text, not a map", id="a text"),
+        pytest.param(budget("limt: 3"), "f.yaml:5: budgets[0].limt: unknown field; did you mean limit?", id="field"),
+        pytest.param(budget(name=""), "budgets[0].name: is missing", id="no name"),
+        pytest.param(budget(match=""), "budgets[0].match: is missing", id="no match"),
+        pytest.param(budget(match="{}"), "budgets[0].match: is empty; to match all", id="empty match"),
+        pytest.param(budget(match="{impact: [delete]}"), "match.impact: unknown field; did you mean", id="match field"),
+        pytest.param(budget(window=""), "budgets[0].window: is missing", id="no window"),
+        pytest.param(budget(per=""), "budgets[0].per: is missing", id="no per"),
+        pytest.param(budget(limit=""), "budgets[0]: has either a limit (of operations) or objects", id="no limit"),
+        pytest.param(
+            budget("objects: 3"), "budgets[0]: has either a limit (of operations) or objects", id="two limits"
+        ),
+        pytest.param(budget(limit="0"), "budgets[0].limit: is not a whole number from 1 to 10000", id="none allowed"),
+        pytest.param(budget(limit="1e3"), "budgets[0].limit: is not a whole number", id="float"),
+        pytest.param(budget(limit="'5'"), "budgets[0].limit: is not a whole number", id="text"),
+        pytest.param(
+            budget(limit="", objects="99999"), "budgets[0].objects: is not a whole number from 1 to 10000", id="many"
+        ),
+        pytest.param(budget(window="10 minutes"), "window: 10 minutes is not a duration: say 10m", id="spelled out"),
+        pytest.param(budget(window="10"), "window: 10 is not a duration", id="no unit"),
+        pytest.param(budget(window="0s"), "window: 0s is not between 1s and 168h", id="no time"),
+        pytest.param(budget(window="200h"), "window: 200h is not between 1s and 168h", id="too long"),
+        pytest.param(budget(per="user"), "per: unknown value 'user'", id="per what"),
+        pytest.param(budget(per="owner"), "budgets[0].owner: is missing: say who owns an identity", id="no owner"),
+        pytest.param(
+            budget("owner: identity.username"), "budgets[0].owner: has no effect with per: identity", id="owner unused"
+        ),
+        pytest.param(
+            budget("owner: 1 + 1", per="owner"), "owner: gives a int, not a string", id="an owner that is a number"
+        ),
+        pytest.param(
+            budget("owner: operation.name", per="owner"), "owner: line 1, column 10: undeclared", id="owner by request"
+        ),
+        pytest.param(budget("over: allow"), "over: unknown value 'allow'; one of deny, hold", id="over"),
+        pytest.param(
+            budget("approval: {groups: [g]}"), "approval: only a budget that says over: hold has it", id="approval"
+        ),
+        pytest.param(
+            budget("over: hold, approval: {groups: ['*']}"), "approval.groups[0]: is a pattern", id="everybody approves"
+        ),
+        pytest.param(budget("message: " + "x" * 101), "message: has 101 characters, more than 100", id="long"),
+        pytest.param(budget("when: 1 +"), "budgets[0].when: ", id="when"),
+        pytest.param(budget("when: object == null"), "budgets[0].when: object is there for rules only", id="object"),
+        pytest.param(budget("unless: session.id == 'x'"), "unless: session is what the client claims", id="excuse"),
+        pytest.param(
+            budget() + "- {name: b, match: {verbs: [get]}, limit: 1, window: 1m, per: all}",
+            "f.yaml:6: budgets[1].name: another rule or budget is called 'b', in line 5",
+            id="twice",
+        ),
+        pytest.param(
+            budget() + "rules:\n- {name: b, action: allow, match: {verbs: [get]}}",
+            "f.yaml:5: budgets[0].name: another rule or budget is called 'b', in line 7",
+            id="as a rule",
+        ),
+        pytest.param(
+            budget(per="session"), "budgets: per: session limits nobody alone, since the client", id="session alone"
+        ),
+    ],
+)
+def test_mistakes_in_budgets(text, expected):
+    assert expected in problem(text)
+
+
 VOCABULARY = """
 apiVersion kind metadata name rules action allow hold deny match when unless message approval verbs resources get pods
 * impacts uses session.command object people mode groups wait 10m true null 1:30 tollgate.dev/v1alpha1 Policy
-namespaces users secretsNotIn '' [ ] {
+namespaces users secretsNotIn '' [ ] { budgets limit objects window per owner over session all
 """
 WORDS = st.sampled_from(VOCABULARY.split())
 TREES = st.recursive(
@@ -408,7 +532,12 @@ TREES = st.recursive(
 
 
 @settings(deadline=None)
-@given(TREES | st.fixed_dictionaries({"metadata": TREES, "people": TREES, "rules": st.lists(TREES, max_size=3)}))
+@given(
+    TREES
+    | st.fixed_dictionaries(
+        {"metadata": TREES, "people": TREES, "rules": st.lists(TREES, max_size=3), "budgets": TREES}
+    )
+)
 @example({"rules": [{"match": {"uses": [], "verbs": {}}, "approval": "x", "action": [], "when": {}, "name": []}]})
 def test_any_tree_gives_policies_or_problems(tree):
     problems = ("f:",)

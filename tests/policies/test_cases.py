@@ -1,81 +1,57 @@
-"""Every `policies/*.cases.yaml`: requests as they are on the wire, classified, against the policy beside it."""
+"""Every table of cases in `policies/`: requests as they are on the wire, against the policy beside it."""
 
-import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from addons.core import policy, policyfile
+from addons.core import policy, policycases, policyfile
 from addons.core.classify import classify
-from addons.core.model import Identity, Impact
+from addons.core.model import Action, Identity, Impact
 
 POLICIES = Path(__file__).parents[2] / "policies"
-CASE_FIELDS = {"name", "as", "request", "headers", "contentType", "body", "protobuf", "verdict", "rule"}
-
-
-def tables() -> list[Path]:
-    return sorted(POLICIES.glob("*.cases.yaml"))
-
-
-def policy_of(table: Path) -> Path:
-    return table.with_name(table.name.removesuffix(".cases.yaml") + ".yaml")
+TABLES = policycases.tables([POLICIES, POLICIES / "packs"])
+policies_of = cache(policycases.load_policies)
 
 
 def rows() -> list[Any]:
     return [
-        pytest.param(table, case, id=f"{table.name.removesuffix('.cases.yaml')}: {case['name']}")
-        for table in tables()
-        for case in yaml.safe_load(table.read_text())["cases"]
+        pytest.param(table, case, id=f"{table.name.removesuffix('.cases.yaml')}: {case.name}")
+        for table in TABLES
+        for case in policycases.load(table)
     ]
 
 
-@pytest.fixture(scope="module")
-def loaded() -> dict[Path, Any]:
-    return {
-        table: (policyfile.load([policy_of(table)]), yaml.safe_load(table.read_text())["identities"])
-        for table in tables()
-    }
-
-
-def protobuf(about: dict[str, str]) -> bytes:
-    """The envelope that kubectl sends: runtime.Unknown with a type and an object that has only a name."""
-
-    def field(number: int, content: bytes) -> bytes:
-        return bytes([number << 3 | 2, len(content)]) + content
-
-    type_meta = field(1, about["apiVersion"].encode()) + field(2, about["kind"].encode())
-    return b"k8s\0" + field(1, type_meta) + field(2, field(1, field(1, about["name"].encode())))
-
-
 @pytest.mark.parametrize(("table", "case"), rows())
-def test_case(loaded, table, case):
-    policies, identities = loaded[table]
-    assert case.keys() <= CASE_FIELDS
-    method, target = case["request"].split(" ")
-    headers, body = dict(case.get("headers", {})), b""
-    if "protobuf" in case:
-        body = protobuf(case["protobuf"])
-    elif "body" in case:
-        body = case["body"].encode() if isinstance(case["body"], str) else json.dumps(case["body"]).encode()
-    if body:
-        headers["content-type"] = case.get("contentType", "application/json")
-    who = identities[case.get("as", "agent")]
-    identity = Identity(who["username"], groups=tuple(who.get("groups", ())))
-    verdict = policies.evaluate(identity, classify(method, target, headers, body))
-    assert (verdict.action.name.lower(), verdict.rule) == (case["verdict"], case.get("rule", ""))
-    assert "could not be evaluated" not in verdict.message
+def test_case(table, case):
+    outcome = policycases.run(case, policies_of(policycases.policy_of(table)))
+    assert (outcome.verdict, outcome.rule) == (case.verdict, case.rule), outcome.message
+    assert outcome.good, outcome.message
 
 
-@pytest.mark.parametrize("table", [pytest.param(t, id=t.name) for t in tables()])
-def test_every_rule_has_a_case(loaded, table):
-    named = {case.get("rule") for case in yaml.safe_load(table.read_text())["cases"]}
-    policies, _ = loaded[table]
-    missing = {rule.name for policy in policies.policies for rule in policy.rules} - named
+@pytest.mark.parametrize("table", [pytest.param(t, id=t.name) for t in TABLES])
+def test_every_rule_has_a_case(table):
+    named = {case.rule for case in policycases.load(table)} | {policycases.NOBODY_ELSE}
+    missing = {rule.name for policy in policies_of(policycases.policy_of(table)).policies for rule in policy.rules}
     # Both are what remains when somebody edits the lists above them; test_readme_example needs them.
-    assert missing <= {"own-namespace", "own-objects"}
+    assert missing - named <= {"own-namespace", "own-objects"}
+
+
+def test_every_policy_has_a_table():
+    files = {file for folder in (POLICIES, POLICIES / "packs") for file in policyfile.find([folder])}
+    assert files == {policycases.policy_of(table) for table in TABLES}
+
+
+def test_packs_load_with_the_default_and_allow_nothing():
+    loaded = policyfile.load([POLICIES, POLICIES / "packs"])
+    allowing = {p.name for p in loaded.policies for rule in p.rules if rule.action is Action.ALLOW}
+    assert allowing == {"agents"}
+
+
+def test_packs_are_not_part_of_the_default():
+    assert [p.name for p in policyfile.load([POLICIES]).policies] == ["agents"]
 
 
 # The examples of README.md: what it says is what the code does.

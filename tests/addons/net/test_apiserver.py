@@ -8,6 +8,8 @@ import stat
 import pytest
 from aiohttp import web
 
+from addons.core import status
+from addons.core.model import Identity
 from addons.net import apiserver, certificates
 
 
@@ -140,7 +142,9 @@ async def api(tls, tmp_path):
         if request.path == "/slow":
             await asyncio.sleep(30)
         body = await request.text()
-        return web.json_response({"headers": dict(request.headers), "body": body, "path": request.path}, status=201)
+        seen = {"headers": dict(request.headers), "body": body, "path": request.path, "target": request.raw_path}
+        seen["all"] = [[name.lower(), value] for name, value in request.headers.items()]
+        return web.json_response(seen, status=201)
 
     app = web.Application()
     app.router.add_route("*", "/{tail:.*}", echo)
@@ -169,6 +173,50 @@ async def test_our_requests_are_marked_and_authenticated(api):
     assert seen["headers"]["Audit-ID"].startswith("tollgate-tokenreview-")
     assert "tokenreview" in seen["headers"]["User-Agent"]
     assert json.loads(seen["body"]) == {"a": 1}
+
+
+async def test_as_the_identity(api):
+    """With the caller's rights, and the gateway's credential."""
+    server, _ = api
+    who = Identity("prefix:jo", uid="7", groups=("a", "b", "system:authenticated"), extra={"k": ("v",), "not": ("w",)})
+    answer = await server.request("GET", "/x", purpose="test", identity=who, forward_extra={"k"})
+    seen = [(name, value) for name, value in answer.json()["all"] if name.startswith("impersonate")]
+    assert seen == [
+        ("impersonate-user", "prefix:jo"),
+        ("impersonate-uid", "7"),
+        ("impersonate-group", "a"),
+        ("impersonate-group", "b"),
+        ("impersonate-extra-k", "v"),
+    ]
+    assert answer.json()["headers"]["Authorization"] == "Bearer t"
+
+
+async def test_nobody_impersonates_by_a_header(api):
+    server, _ = api
+    headers = {"Impersonate-User": "root", "authorization": "Bearer other", "accept": "a/b"}
+    seen = (await server.request("GET", "/x", purpose="test", headers=headers)).json()
+    assert not [name for name, _ in seen["all"] if name.startswith("impersonate")]
+    assert [value for name, value in seen["all"] if name == "authorization"] == ["Bearer t"]
+    assert ["accept", "a/b"] in seen["all"]
+
+
+async def test_an_identity_that_no_header_carries(api):
+    server, _ = api
+    with pytest.raises(status.Refused):
+        await server.request("GET", "/x", purpose="test", identity=Identity("a\r\nImpersonate-Group: system:masters"))
+
+
+async def test_bytes_go_as_they_are(api):
+    server, _ = api
+    headers = {"Content-Type": "application/apply-patch+yaml"}
+    seen = (await server.request("PATCH", "/x", purpose="test", body=b"a: 1", headers=headers)).json()
+    assert (seen["body"], seen["headers"]["Content-Type"]) == ("a: 1", "application/apply-patch+yaml")
+
+
+async def test_the_target_stays_as_it_is_spelled(api):
+    server, _ = api
+    target = "/x?labelSelector=a%20in%20%28b%2Cc%29&continue=%2B%2F%3D"
+    assert (await server.request("GET", target, purpose="test")).json()["target"] == f"/prefix{target}"
 
 
 async def test_late_is_an_error(api):

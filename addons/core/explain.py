@@ -1,0 +1,118 @@
+"""
+Explain: of every rule, whether it matches a request, and if not, the first reason why.
+
+Each field of a match is asked by itself, with the very functions that decide: a match is the
+conjunction of its fields, so what is said here is what happens there (a property test).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from addons.core import admission
+from addons.core.matching import Glob, Kind, Match, ResourcePattern
+from addons.core.model import Action, Identity, Impact, Operation
+from addons.core.policy import PolicySet, Rule
+
+_ORDER = ("agents", "users", "user_groups", "verbs", "resources", "non_resource_urls", "impacts", "namespaces",
+          "resource_names", "commands", "uses")  # fmt: skip
+_WORDS = {
+    "agents": "subjects",
+    "user_groups": "userGroups",
+    "resource_names": "resourceNames",
+    "non_resource_urls": "nonResourceURLs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One rule and this request."""
+
+    rule: Rule
+    observe: bool  # of a policy that only observes
+    matches: bool
+    why: str  # what did not match, or what the match hangs on
+
+
+def explain(
+    policies: PolicySet, identity: Identity, operation: Operation, objects: admission.Objects | None = None
+) -> list[Line]:
+    """Every rule of every policy: deny first, as they are asked."""
+    found = []
+    for one in policies.policies:
+        for rule in one.rules:
+            matches, why = _one(policies, rule, identity, operation, objects)
+            found.append(Line(rule, one.observe, matches, why))
+    return sorted(found, key=lambda line: (-line.rule.action, line.rule.full_name))
+
+
+def _one(
+    policies: PolicySet,
+    rule: Rule,
+    identity: Identity,
+    operation: Operation,
+    objects: admission.Objects | None,
+) -> tuple[bool, str]:
+    if objects is not None:
+        operation = admission.revealed(operation, objects)
+    kind = Kind(operation)
+    for name in _ORDER:
+        value = getattr(rule.match, name)
+        if value is not None and not _field(policies, rule, Match(**{name: value}), identity, operation, kind):
+            return False, f"{_WORDS.get(name, name)}: {_said(name, value, operation, identity, kind, rule)}"
+    if rule.needs & {"object", "oldObject"} and not admission.has_object(operation):
+        return False, "looks at an object, and this request changes none"
+    return policies.conditions(rule, identity, operation, objects)
+
+
+def _field(policies: PolicySet, rule: Rule, match: Match, identity: Identity, operation: Operation, kind: Kind) -> bool:
+    if not policies.is_about(match, identity):
+        return False
+    if rule.action is Action.ALLOW:
+        return match.covers_kind(kind) and match.covers(operation)
+    return match.reaches_kind(kind) and match.reaches(operation)
+
+
+def _said(name: str, value: object, operation: Operation, identity: Identity, kind: Kind, rule: Rule) -> str:
+    """What the request has, and what the rule lists."""
+    info = operation.info
+    listed = _listed(value)
+    allow = rule.action is Action.ALLOW
+    match name:
+        case "agents":
+            return f"is for {'agents' if value else 'people'}"
+        case "users":
+            return f"{identity.username!r} is none of {listed}"
+        case "user_groups":
+            return f"no group of {identity.username!r} is in {listed}"
+        case "verbs":
+            needed = sorted(kind.verbs_needed) if allow else [info.verb]
+            return f"{' and '.join(needed)} is not in {listed}"
+        case "resources":
+            return f"{info.full_resource or info.path} is none of {listed}"
+        case "non_resource_urls":
+            return f"{info.path} is none of {listed}"
+        case "impacts":
+            has = sorted(kind.impacts_needed if allow else kind.impacts_reached, reverse=True)
+            return f"{', '.join(impact.word for impact in has)} is {'not all' if allow else 'none of it'} in {listed}"
+        case "namespaces":
+            return f"{info.namespace or 'no namespace, so all of them,'} is not in {listed}"
+        case "resource_names":
+            return f"{operation.name or 'no name, so any of them,'} is not in {listed}"
+        case "commands":
+            return f"{operation.claimed_command or 'no command'} is not in {listed}"
+        case _:
+            if operation.uses is None:
+                return "the request has no pod template"
+            return "what the pod template uses is not all in the lists" if allow else "nothing it uses is meant"
+
+
+def _listed(value: object) -> str:
+    if isinstance(value, Glob):
+        words: Sequence[str] = value.words
+    elif isinstance(value, frozenset):
+        words = sorted(v.word if isinstance(v, Impact) else str(v) for v in value)
+    elif isinstance(value, tuple):
+        words = [v.text for v in value if isinstance(v, ResourcePattern)]
+    else:
+        return str(value)
+    return f"[{', '.join(words)}]"

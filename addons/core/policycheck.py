@@ -1,0 +1,215 @@
+"""
+What is no mistake in a policy, and yet not what its author meant: rules that can never match,
+that a deny always beats, or that say what another one says.
+
+Said only when it is certain; a rule that is not named here may still never match.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+
+from addons.core import impacts, kubectl, resources
+from addons.core.matching import METHOD_VERBS, RESOURCE_VERBS, Glob, Kind, Match, ResourcePattern
+from addons.core.model import Action, Impact, Operation, RequestInfo
+from addons.core.policy import PolicySet, Rule
+
+# Each pair of rules is compared; more would take minutes.
+MAX_RULES = 1000
+
+_READING = frozenset({"get", "list", "watch"})
+_SUBRESOURCES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("", "pods"): (
+        *("attach", "binding", "ephemeralcontainers", "eviction", "exec", "log", "portforward", "proxy", "resize"),
+        "status",
+    ),
+    ("", "services"): ("proxy", "status"),
+    ("", "nodes"): ("proxy", "status"),
+    ("", "namespaces"): ("finalize", "status"),
+    ("", "serviceaccounts"): ("token",),
+    ("certificates.k8s.io", "certificatesigningrequests"): ("approval", "status"),
+}
+_SCALED = frozenset({"deployments", "replicasets", "statefulsets", "replicationcontrollers"})
+
+
+def warnings(policies: PolicySet) -> list[str]:
+    """One line each: `file.yaml:12: rule agents/x: sentence`."""
+    rules = [rule for policy in policies.policies for rule in policy.rules]
+    said = {id(rule): why for rule in rules if (why := _never(rule, policies))}
+    if len(rules) <= MAX_RULES:
+        enforced = [rule for policy in policies.policies if not policy.observe for rule in policy.rules]
+        for rule in rules:
+            if id(rule) not in said and (why := _beaten(rule, enforced) or _said_already(rule, rules)):
+                said[id(rule)] = why
+    return [f"{rule.place}: rule {rule.full_name}: {said[id(rule)]}" for rule in rules if id(rule) in said]
+
+
+# Rules that can never match
+
+
+def _never(rule: Rule, policies: PolicySet) -> str:
+    match = rule.match
+    if match.agents is False and not any(policy.people for policy in policies.policies):
+        return "is for people, and no policy says who people are (`people:`); it never matches"
+    if rule.action is Action.ALLOW:
+        if why := _never_allows(match):
+            return why
+    if match.non_resource_urls is None and not _some_kind(rule):
+        return "no request has these verbs, resources and impacts together; it never matches"
+    return ""
+
+
+def _never_allows(match: Match) -> str:
+    if match.namespaces is not None and not match.namespaces.any and match.resources:
+        if all(p.text.partition("/")[0].partition(".")[0] in kubectl.CLUSTER_WIDE for p in match.resources):
+            return "allows in some namespaces what is in none (cluster-wide resources); use resourceNames"
+    collections = {"deletecollection", "list", "watch"}
+    if match.resource_names is not None and not match.resource_names.any and match.verbs == {"deletecollection"}:
+        return "allows deletecollection by name, which has no name; leave resourceNames out"
+    return "" if collections else ""
+
+
+def _some_kind(rule: Rule) -> bool:
+    """Whether any request that we know of has these verbs, resources and impacts."""
+    match = rule.match
+    patterns = match.resources
+    if patterns is None or match.impacts is None:
+        # Verbs and resources by themselves were checked by the loader; only subresources differ.
+        if patterns is None or match.verbs is None or "*" in match.verbs:
+            return True
+    for group, resource, subresource in _subjects(patterns):
+        for operation in _operations(group, resource, subresource):
+            kind = Kind(operation)
+            if match.covers_kind(kind) if rule.action is Action.ALLOW else match.reaches_kind(kind):
+                return True
+    return any(_foreign(pattern) for pattern in patterns or ())
+
+
+def _foreign(pattern: ResourcePattern) -> bool:
+    """Whether it names what is not built in: of that, nothing is known here."""
+    path, slash, subresource = pattern.text.partition("/")
+    _, dot, group = path.partition(".")
+    known = {"scale", "status"} | {name for names in _SUBRESOURCES.values() for name in names}
+    return (dot != "" and group not in resources.BUILT_IN) or (slash != "" and subresource not in known)
+
+
+def _subjects(patterns: tuple[ResourcePattern, ...] | None) -> Iterator[tuple[str, str, str]]:
+    named = {p.exact_resource for p in patterns or ()}
+    for group, names in resources.BUILT_IN.items():
+        for name in names:
+            if not named or "" in named or name in named:
+                known = _SUBRESOURCES.get((group, name), ("status",))
+                for subresource in ("", *known, *(("scale",) if name in _SCALED else ())):
+                    yield group, name, subresource
+
+
+def _operations(group: str, resource: str, subresource: str) -> Iterator[Operation]:
+    for verb in sorted(RESOURCE_VERBS):
+        info = RequestInfo(
+            verb,
+            "/",
+            is_resource_request=True,
+            api_group=group,
+            resource=resource,
+            subresource=subresource,
+            name="x",
+            parts=tuple(filter(None, (resource, "x", subresource))),
+        )
+        found = impacts.of_resource(info, "tollgate")
+        choices = [found, found | {Impact.ESCALATE}]  # a body, a name or a header may escalate
+        if verb not in _READING:
+            # What a body adds, what a command takes along, and a dry run that takes it all away.
+            choices += [found | {Impact.DELETE}, found | {Impact.DELETE, Impact.MASS_DELETE}, impacts.lowered(found)]
+            choices.append(found | {Impact.EXECUTE})
+        medias = ("application/apply-patch+yaml", "application/merge-patch+json") if verb == "patch" else ("",)
+        for choice, media in product(choices, medias):
+            yield Operation(info, "GET", choice, "x", media_type=media)
+
+
+# Rules that a deny always beats, or another one makes needless
+
+
+def _beaten(rule: Rule, enforced: Sequence[Rule]) -> str:
+    if rule.action is Action.DENY:
+        return ""
+    for deny in enforced:
+        if deny.action is Action.DENY and _unconditional(deny) and _inside(rule, deny.match):
+            return f"rule {deny.full_name} denies all that it matches; it never has an effect"
+    return ""
+
+
+def _said_already(rule: Rule, rules: Sequence[Rule]) -> str:
+    for other in rules:
+        if other is rule:
+            return ""  # of two that are equal, the second is named
+        if other.action is rule.action and other.policy == rule.policy and _signature(other) == _signature(rule):
+            return f"says what rule {other.full_name} says"
+    return ""
+
+
+def _signature(rule: Rule) -> str:
+    when, unless = (program.source if program else "" for program in (rule.when, rule.unless))
+    return f"{rule.match!r} {[p.text for p in rule.match.resources or ()]} {when!r} {unless!r} {rule.approval!r}"
+
+
+def _unconditional(rule: Rule) -> bool:
+    return rule.when is None and rule.unless is None
+
+
+def _inside(rule: Rule, deny: Match) -> bool:
+    """Whether everything that the rule matches is also reached by the match of a deny rule."""
+    match = rule.match
+    if deny.uses is not None or deny.commands is not None:
+        return False
+    if deny.agents is not None and deny.agents is not match.agents:
+        return False
+    if deny.verbs is not None and "*" not in deny.verbs and not _verbs_inside(match, deny.verbs):
+        return False
+    if deny.impacts is not None and (match.impacts is None or not match.impacts <= deny.impacts):
+        return False
+    if deny.resources is not None and not _resources_inside(match.resources, deny.resources):
+        return False
+    named = match.resources is not None or match.resource_names is not None or match.namespaces is not None
+    if (deny.resource_names is not None or deny.namespaces is not None) and not named and match.uses is None:
+        return False  # it also matches what has no resource at all
+    return all(
+        wide is None or (narrow is not None and _globs_inside(narrow, wide))
+        for narrow, wide in (
+            (match.users, deny.users),
+            (match.user_groups, deny.user_groups),
+            (match.resource_names, deny.resource_names),
+            (match.namespaces, deny.namespaces),
+            (match.non_resource_urls, deny.non_resource_urls),
+        )
+    )
+
+
+def _verbs_inside(match: Match, wide: frozenset[str]) -> bool:
+    if match.verbs is None or "*" in match.verbs:
+        known = METHOD_VERBS if match.non_resource_urls is not None else RESOURCE_VERBS
+        return known <= wide
+    return match.verbs <= wide
+
+
+def _globs_inside(narrow: Glob, wide: Glob) -> bool:
+    """Each word of the one is matched whole by the other: `prod-a-*` by `prod-*`. `?` is taken as a letter only."""
+    plain = Glob([word for word in wide.words if "?" not in word]) if wide.words else wide
+    return all(word in wide.words or plain.matches(word) for word in narrow.words)
+
+
+def _resources_inside(narrow: tuple[ResourcePattern, ...] | None, wide: tuple[ResourcePattern, ...]) -> bool:
+    if narrow is None:
+        return False  # non-resource requests, too
+    return all(any(w.everything or _resource_inside(n.text, w.text) for w in wide) for n in narrow)
+
+
+def _resource_inside(narrow: str, wide: str) -> bool:
+    if narrow == wide:
+        return True
+    if "*" in narrow or "?" in narrow or "?" in wide:
+        return False
+    path, _, subresource = narrow.partition("/")
+    resource, _, group = path.partition(".")
+    return ResourcePattern(wide).reaches(group, resource, subresource) and not (
+        # `pods` in a hold rule means its subresources too, `*/scale` does not mean `pods`.
+        "/" in wide and not subresource
+    )

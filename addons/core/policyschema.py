@@ -1,0 +1,147 @@
+"""
+The policy language as a JSON Schema, for editors: names and values from the loader's own tables.
+
+The loader says more (`./run.sh policy check`); what the schema refuses, it refuses too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from addons.core import budgets, policyfile
+from addons.core.matching import VERBS
+from addons.core.model import Impact
+
+Schema = dict[str, Any]
+
+_NAME: Schema = {"type": "string", "pattern": "^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$"}
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_CEL: Schema = {
+    **_TEXT,
+    "description": "CEL: identity, operation, request; object, oldObject, namespaceObject in rules",
+}
+_DURATION: Schema = {
+    "type": "string",
+    "pattern": "^([0-9]+h)?([0-9]+m)?([0-9]+s)?$",
+    "minLength": 2,
+    "description": "25s, 15m, 1h30m",
+}
+
+
+def schema() -> Schema:
+    """The schema of one document of a policy file."""
+    fields: dict[str, Schema] = {
+        "apiVersion": {"const": policyfile.API_VERSION},
+        "kind": {"const": "Policy"},
+        "metadata": _object({"name": _NAME}, ["name"]),
+        "mode": {"enum": ["enforce", "observe"], "description": "observe: it decides nothing, its verdict is logged"},
+        "people": {**_TEXT, "description": "CEL over identity: who is not an agent"},
+        "rules": _list(_rule()),
+        "budgets": _list(_budget()),
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Tollgate policy",
+        "description": "What an identity may do to the cluster, and what a human must agree to. See README.md.",
+        **_object(_only(fields, policyfile.DOCUMENT_FIELDS), ["apiVersion", "kind", "metadata"]),
+        "anyOf": [{"required": [field]} for field in ("rules", "budgets", "people")],
+    }
+
+
+def _rule() -> Schema:
+    fields: dict[str, Schema] = {
+        "name": {**_NAME, "description": "unique in the policy; messages say POLICY/NAME"},
+        "action": {"enum": ["allow", "hold", "deny"], "description": "deny > hold > allow; nothing matched: deny"},
+        "match": _match(),
+        "when": {**_CEL, "description": f"the rule applies only if true. {_CEL['description']}"},
+        "unless": {**_CEL, "description": f"the rule does not apply if true. {_CEL['description']}"},
+        "message": _message(policyfile.MAX_MESSAGE),
+        "approval": _approval(),
+    }
+    return {
+        **_object(_only(fields, policyfile.RULE_FIELDS), ["name", "action", "match"]),
+        "if": {"properties": {"action": {"const": "hold"}}, "required": ["action"]},
+        "then": {"required": ["approval"]},
+        "else": {"properties": {"approval": False}},
+    }
+
+
+def _budget() -> Schema:
+    fields: dict[str, Schema] = {
+        "name": {**_NAME, "description": "unique among the policy's rules and budgets"},
+        "match": _match(),
+        "limit": {**_whole(1, budgets.MAX_LIMIT), "description": "operations in the window"},
+        "objects": {**_whole(1, budgets.MAX_LIMIT), "description": "objects in reach in the window"},
+        "window": _DURATION,
+        "per": {"enum": list(budgets.PER)},
+        "owner": {**_TEXT, "description": "CEL over identity, a text; with per: owner"},
+        "over": {"enum": ["deny", "hold"], "description": "what happens over the limit (deny)"},
+        "when": _CEL,
+        "unless": _CEL,
+        "message": _message(policyfile.MAX_BUDGET_MESSAGE),
+        "approval": _approval(),
+    }
+    return {
+        **_object(_only(fields, policyfile.BUDGET_FIELDS), ["name", "match", "window", "per"]),
+        "oneOf": [{"required": ["limit"]}, {"required": ["objects"]}],
+    }
+
+
+def _match() -> Schema:
+    words = _list(_TEXT, unique=True)
+    fields: dict[str, Schema] = {
+        "users": words,
+        "userGroups": words,
+        "subjects": _list({"enum": ["agents", "people"]}, unique=True),
+        "verbs": _list({"enum": ["*", *sorted(VERBS)]}, unique=True),
+        "resources": {**words, "description": "pods, deployments.apps, pods/exec, *.apps, */scale, *"},
+        "resourceNames": words,
+        "namespaces": words,
+        "nonResourceURLs": words,
+        "impacts": _list({"enum": [impact.word for impact in Impact]}, unique=True),
+        "commands": {**words, "description": "what kubectl says it is: a claim, never in an allow rule"},
+        "uses": {**_object({field: words for field in policyfile.USES_FIELDS}, []), "minProperties": 1},
+    }
+    return {
+        **_object(_only(fields, policyfile.MATCH_FIELDS), []),
+        "minProperties": 1,
+        "description": "every field given must match; lists are alternatives",
+    }
+
+
+def _approval() -> Schema:
+    fields: dict[str, Schema] = {
+        "groups": _list(_TEXT, unique=True),
+        "users": _list(_TEXT, unique=True),
+        "needed": {**_whole(1, 10), "description": "different people"},
+        "wait": {**_DURATION, "description": "how long the request is held open (25s)"},
+        "valid": {**_DURATION, "description": "from the yes to its use (15m)"},
+    }
+    return {
+        **_object(_only(fields, policyfile.APPROVAL_FIELDS), []),
+        "anyOf": [{"required": ["groups"]}, {"required": ["users"]}],
+    }
+
+
+def _message(most: int) -> Schema:
+    return {**_TEXT, "maxLength": most, "description": "one line that the client reads; end with a next step"}
+
+
+def _object(fields: dict[str, Schema], required: Sequence[str]) -> Schema:
+    made: Schema = {"type": "object", "properties": fields, "additionalProperties": False}
+    return {**made, "required": list(required)} if required else made
+
+
+def _list(items: Schema, *, unique: bool = False) -> Schema:
+    made: Schema = {"type": "array", "items": items, "minItems": 1}
+    return {**made, "uniqueItems": True} if unique else made
+
+
+def _whole(least: int, most: int) -> Schema:
+    return {"type": "integer", "minimum": least, "maximum": most}
+
+
+def _only(fields: dict[str, Schema], known: Sequence[str]) -> dict[str, Schema]:
+    """In the loader's order. A field that one side does not know is a mistake of ours."""
+    if fields.keys() != set(known):
+        raise KeyError(f"the schema and the loader differ in {sorted(fields.keys() ^ set(known))}")
+    return {name: fields[name] for name in known}

@@ -1,0 +1,467 @@
+"""
+What the gateway must remember: behind one small interface, by default in SQLite.
+
+One file, `state.db` in the state folder, shared by all gateway processes of the machine. Every
+change is made in the store's one thread, in one transaction with the look that led to it, and
+is on disk before the caller hears of it. All who wait share the next transaction, so that they
+share its fsync too. A caller hears something within a second: a store that is busy or broken
+is a `StoreError`, and whoever needed it must refuse.
+
+Local disks only: SQLite's locks and its shared memory do not work over a network.
+"""
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from addons.core.budgets import Charge, Over, Reservation
+from addons.net import files
+
+FILE = "state.db"
+APPLICATION_ID = 0x546F6C6C  # "Toll": PRAGMA application_id, so that no other program's file is taken for ours
+BUSY = 0.5  # seconds to wait for another process's transaction, which takes milliseconds
+ANSWER = 0.9  # seconds until a caller is told that the store did not answer; clients are promised one
+OPENING = 5.0  # seconds to wait for other processes that open the same new file
+MAX_BATCH = 256  # jobs in one transaction
+MAX_WAITING = 10_000  # jobs; a disk that hangs must not fill the memory
+PRUNE_EVERY = 60  # seconds between looks for charges that are over
+PRUNE_ROWS = 5_000  # at most so many in one transaction, so that nobody waits long for it
+
+# One script per schema version; PRAGMA user_version is how many have run. Never edit one, add one.
+MIGRATIONS = (
+    """
+    CREATE TABLE store (one INTEGER PRIMARY KEY CHECK (one = 1), revision INTEGER NOT NULL);
+    INSERT INTO store VALUES (1, 0);
+    CREATE TABLE spent (
+        revision INTEGER NOT NULL,
+        budget TEXT NOT NULL,
+        key TEXT NOT NULL,
+        at INTEGER NOT NULL,
+        until INTEGER NOT NULL,
+        weight INTEGER NOT NULL CHECK (weight > 0)
+    );
+    CREATE INDEX spent_window ON spent (budget, key, at, weight);
+    CREATE INDEX spent_until ON spent (until);
+    CREATE INDEX spent_revision ON spent (revision);
+    """,
+)
+
+# File systems of other machines (Linux, /proc/self/mountinfo).
+NETWORK = frozenset(
+    {
+        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
+        *("ocfs2", "orangefs", "smb3", "smbfs"),
+        *("fuse.ceph-fuse", "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys", "fuse.juicefs", "fuse.mfs", "fuse.rclone"),
+        *("fuse.s3fs", "fuse.sshfs"),
+    }
+)
+
+
+class StoreError(Exception):
+    """The store cannot be used, or did not answer in time; one sentence that says what to do."""
+
+
+class Store(Protocol):
+    """
+    What every store does. All raise StoreError, within a second.
+
+    A second implementation must pass tests/addons/net/test_store.py as well.
+    """
+
+    async def reserve(self, charges: Sequence[Charge], now: float) -> Reservation:
+        """Take from all budgets, or from none and say which are over. Once it returns, it is kept for good."""
+
+    async def give_back(self, reservation: str) -> None:
+        """What was reserved was not used. Once is enough and twice does no harm."""
+
+    async def revision(self) -> int:
+        """Grows with every change of anything in the store, over all processes."""
+
+    def close(self) -> None:
+        """Finish what was asked for, and let go."""
+
+
+class Transaction:
+    """What a job works with: the database, and the next revision of the whole store."""
+
+    __slots__ = ("changed", "db", "revision")
+
+    def __init__(self, db: sqlite3.Connection, revision: int) -> None:
+        self.db = db
+        self.revision = revision
+        self.changed = False
+
+    def next_revision(self) -> int:
+        self.revision += 1
+        self.changed = True
+        return self.revision
+
+
+type Work[T] = Callable[[Transaction], T]
+
+
+class _Job:
+    """One piece of work, and who waits for it. `abandoned`: nobody does any more."""
+
+    __slots__ = ("abandoned", "error", "future", "loop", "result", "undo", "work")
+
+    def __init__(self, work: Work[Any], undo: Callable[[Any], Work[Any] | None] | None) -> None:
+        self.work = work
+        self.undo = undo
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[None] = self.loop.create_future()
+        self.abandoned = False
+        self.result: Any = None
+        self.error: StoreError | None = None
+
+
+class SqliteStore:
+    """The store in one SQLite file; with `path=None` in memory, which a restart forgets. Raises StoreError."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._name = str(path) if path else "the store in memory"
+        self._db = _open(path)
+        self._inode = _inode(path) if path else None
+        self._pruned = 0  # milliseconds since the epoch
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="tollgate store", daemon=True)
+        self._thread.start()
+
+    # ----- the interface -----
+
+    async def reserve(self, charges: Sequence[Charge], now: float) -> Reservation:
+        moment = _milliseconds(now)
+
+        def work(transaction: Transaction) -> Reservation:
+            self._prune(transaction, moment)
+            return _reserve(transaction, charges, moment)
+
+        def undo(reservation: Reservation) -> Work[None] | None:
+            return (lambda t: _give_back(t, reservation.id)) if reservation.id else None
+
+        return await self.write(work, undo)
+
+    async def give_back(self, reservation: str) -> None:
+        await self.write(lambda transaction: _give_back(transaction, reservation))
+
+    async def revision(self) -> int:
+        return await self.write(lambda transaction: transaction.revision)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+            self._thread.join(2 * ANSWER)  # direction: a disk that hangs must not keep the gateway from ending
+
+    # ----- between the event loop and the thread -----
+
+    async def write[T](self, work: Work[T], undo: Callable[[T], Work[Any] | None] | None = None) -> T:
+        """
+        Run the work in the next transaction; it returns when that is on disk.
+
+        `undo` gives the work that takes back what was done when nobody waited for it any more.
+        """
+        if self._closed:
+            raise StoreError(f"{self._name} is closed")
+        if self._jobs.qsize() >= MAX_WAITING:
+            raise StoreError(f"{self._name} does not keep up")
+        job = _Job(work, undo)
+        self._jobs.put(job)
+        try:
+            # Neither the timeout nor a cancellation of the caller reaches the job's future: a hook
+            # that ends with CancelledError would hang its flow for ever.
+            await asyncio.wait((job.future,), timeout=ANSWER)
+        finally:
+            job.abandoned = not job.future.done()
+        if job.abandoned or job.future.cancelled():
+            raise StoreError(f"{self._name} did not answer within a second")
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def _finish(self, job: _Job) -> None:
+        """On the loop: so that `abandoned` is never set and read at the same time."""
+        if not job.abandoned:
+            if not job.future.done():
+                job.future.set_result(None)
+        elif job.undo is not None and job.error is None and (work := job.undo(job.result)) is not None:
+            # Refused for lateness, so nothing was sent: nothing is spent either.
+            self._jobs.put(_Job(work, None))
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            jobs = [self._jobs.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(jobs) < MAX_BATCH:
+                    jobs.append(self._jobs.get_nowait())
+            ended = None in jobs
+            # What nobody waits for any more is not begun: its caller was refused.
+            work = [job for job in jobs if job is not None and not (job.abandoned and job.undo is not None)]
+            if work:
+                self._transact(work)
+            for job in work:
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+                    job.loop.call_soon_threadsafe(self._finish, job)
+        self._db.close()
+
+    def _transact(self, jobs: Sequence[_Job]) -> None:
+        """All of the jobs in one transaction. An error of the database fails all of them, none is half done."""
+        db = self._db
+        try:
+            self._still_there()
+            db.execute("BEGIN IMMEDIATE")
+            (revision,) = db.execute("SELECT revision FROM store").fetchone()
+            _check_version(self._name, db)  # a newer gateway may have changed the file meanwhile
+            transaction = Transaction(db, revision)
+            for job in jobs:
+                self._do(transaction, job)
+            if transaction.changed:
+                db.execute("UPDATE store SET revision = ?", (transaction.revision,))
+            db.execute("COMMIT")
+        except (sqlite3.Error, StoreError, OSError, TypeError) as e:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            error = e if isinstance(e, StoreError) else StoreError(_sentence(self._name, e))
+            for job in jobs:
+                job.error = error
+
+    def _do(self, transaction: Transaction, job: _Job) -> None:
+        """One job. Its own mistake is its own: the others of the transaction stand."""
+        transaction.db.execute("SAVEPOINT job")
+        before = transaction.revision
+        try:
+            job.result = job.work(transaction)
+        except sqlite3.DatabaseError:
+            raise  # SQLite may have rolled back everything
+        except Exception as e:  # noqa: BLE001 -- whatever it is, this caller must be refused and the thread go on
+            transaction.db.execute("ROLLBACK TO job")
+            transaction.revision = before
+            job.error = StoreError(f"{self._name} could not do that ({type(e).__name__})")
+        transaction.db.execute("RELEASE job")
+
+    def _still_there(self) -> None:
+        """A file that was removed or replaced is still written to, and seen by nobody else: that spends twice."""
+        if self.path is not None and _inode(self.path) != self._inode:
+            raise StoreError(f"{self._name} was removed or replaced while in use; restart the gateway")
+
+    def _prune(self, transaction: Transaction, moment: int) -> None:
+        if 0 <= moment - self._pruned < PRUNE_EVERY * 1000:
+            return
+        gone = transaction.db.execute(
+            "DELETE FROM spent WHERE rowid IN (SELECT rowid FROM spent WHERE until <= ? LIMIT ?)", (moment, PRUNE_ROWS)
+        ).rowcount
+        if gone < PRUNE_ROWS:
+            self._pruned = moment
+
+
+def _milliseconds(seconds: float) -> int:
+    # Whole numbers: what is free at T + window must be free when the clock says so, not one rounding later.
+    return int(seconds * 1000)
+
+
+def _reserve(transaction: Transaction, charges: Sequence[Charge], moment: int) -> Reservation:
+    db, over = transaction.db, []
+    for charge in charges:
+        budget = charge.budget
+        where = (budget.full_name, charge.key, moment - budget.window * 1000)
+        (spent,) = db.execute(
+            "SELECT coalesce(sum(weight), 0) FROM spent WHERE budget = ? AND key = ? AND at > ?", where
+        ).fetchone()
+        if spent + charge.weight > budget.limit:
+            over.append(Over(charge, spent, _free_at(db, charge, where, spent) / 1000))
+    if over:
+        return Reservation(over=tuple(over))
+    revision = transaction.next_revision()
+    db.executemany(
+        "INSERT INTO spent (revision, budget, key, at, until, weight) VALUES (?, ?, ?, ?, ?, ?)",
+        [(revision, c.budget.full_name, c.key, moment, moment + c.budget.window * 1000, c.weight) for c in charges],
+    )
+    return Reservation(str(revision))
+
+
+def _free_at(db: sqlite3.Connection, charge: Charge, where: tuple[str, str, int], spent: int) -> int:
+    """When enough of what is spent is out of the window; 0 when it never fits."""
+    if charge.weight > charge.budget.limit:
+        return 0
+    needed = spent + charge.weight - charge.budget.limit
+    rows = db.execute("SELECT at, weight FROM spent WHERE budget = ? AND key = ? AND at > ? ORDER BY at", where)
+    for at, weight in rows:
+        needed -= weight
+        if needed <= 0:
+            return int(at) + charge.budget.window * 1000
+    return 0
+
+
+def _give_back(transaction: Transaction, reservation: str) -> None:
+    gone = transaction.db.execute("DELETE FROM spent WHERE revision = ?", (int(reservation),)).rowcount
+    if gone:
+        transaction.next_revision()
+
+
+# ----- opening -----
+
+
+def check(folder: Path) -> None:
+    """Whether a store in this folder can be trusted, before anything is opened. Raises StoreError."""
+    try:
+        _check_owner(folder, folder.stat())
+        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", f"{FILE}-journal"):
+            file = folder / name
+            with contextlib.suppress(FileNotFoundError):
+                found = file.lstat()  # a link would lead to where others can write
+                if not stat.S_ISREG(found.st_mode):
+                    raise StoreError(f"{file} is not a plain file; move it away")
+                _check_owner(file, found)
+        mounts = Path("/proc/self/mountinfo")
+        kind = network_file_system(mounts.read_text(errors="replace"), folder.resolve()) if mounts.exists() else ""
+    except OSError as e:
+        raise StoreError(f"{folder} cannot be used for state: {e.strerror or e}") from e
+    if kind:
+        raise StoreError(f"{folder} is on a network file system ({kind}), where SQLite loses changes; use a local disk")
+
+
+def _check_owner(path: Path, found: os.stat_result) -> None:
+    # Whoever can write it can give himself a budget, and later an approval.
+    if found.st_uid not in (os.geteuid(), 0):
+        raise StoreError(f"{path} belongs to another user; use a state folder of your own")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StoreError(f"{path} can be written by others; run chmod go-w on it after a look at who did")
+
+
+def network_file_system(mountinfo: str, path: Path) -> str:
+    """The type of the network file system that the path is on, or "" (proc(5), /proc/pid/mountinfo)."""
+    best, kind = -1, ""
+    for line in mountinfo.splitlines():
+        before, separator, after = line.partition(" - ")
+        columns = before.split(" ")
+        if not separator or len(columns) < 5:
+            continue
+        point = Path(columns[4].replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n"))
+        depth = len(point.parts)
+        if depth >= best and path.is_relative_to(point):  # of two at one place the later covers the earlier
+            best, kind = depth, after.split(" ")[0]
+    return kind if kind in NETWORK else ""
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116 -- for every transaction; pathlib takes five times as long
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
+
+
+def _open(path: Path | None) -> sqlite3.Connection:
+    if path is None:
+        db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        _migrate("memory", db)
+        return db
+    name = str(path)
+    try:
+        files.private_folder(path.parent)
+    except OSError as e:
+        raise StoreError(f"{path.parent} cannot be used for state: {e.strerror or e}") from e
+    check(path.parent)
+    try:
+        # Made here, for its mode: SQLite would follow the umask. Its other files copy this one's. Never
+        # opened when it is there: closing it again would drop the locks of this process (fcntl(2)).
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as e:
+        raise StoreError(f"{name} cannot be made: {e.strerror or e}") from e
+    deadline = time.monotonic() + OPENING
+    while True:
+        try:
+            return _connect(name)
+        except sqlite3.OperationalError as e:
+            # Turning on the write-ahead log needs the file alone and does not wait for it.
+            if _code(e) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise StoreError(_sentence(name, e)) from e
+            time.sleep(0.02)
+        except sqlite3.Error as e:
+            raise StoreError(_sentence(name, e)) from e
+
+
+def _connect(name: str) -> sqlite3.Connection:
+    db = sqlite3.connect(name, timeout=BUSY, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("BEGIN")  # one look: another process may be making it at this moment
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != APPLICATION_ID and (application or tables):
+            raise StoreError(f"{name} belongs to another program; move it away or use another state folder")
+        _check_version(name, db)
+        db.execute("COMMIT")
+        (problem,) = db.execute("PRAGMA quick_check(1)").fetchone()
+        if problem != "ok":
+            raise StoreError(_damaged(name))
+        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise StoreError(f"{name} cannot have a write-ahead log; use a state folder on a local disk")
+        db.execute("PRAGMA synchronous = FULL")  # what was answered survives a loss of power
+        db.execute("PRAGMA trusted_schema = OFF")
+        _migrate(name, db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_version(name: str, db: sqlite3.Connection) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{name} was written by a newer version of Tollgate (schema {version}, this one knows {len(MIGRATIONS)}); "
+            "run that version, or use another state folder"
+        )
+
+
+def _migrate(name: str, db: sqlite3.Connection) -> None:
+    """Bring the schema up to date, in one transaction: of several processes that start, one does it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _check_version(name, db)
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        for script in MIGRATIONS[version:]:
+            for statement in filter(str.strip, script.split(";")):
+                db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+
+
+def _code(error: BaseException) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code
+
+
+def _damaged(name: str) -> str:
+    return f"{name} is damaged; restore it, or move it and its -wal and -shm files away and all counts begin anew"
+
+
+def _sentence(name: str, error: BaseException) -> str:
+    code = _code(error)
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"{name} is busy: another process holds it"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or isinstance(error, TypeError):
+        return _damaged(name)
+    if code == sqlite3.SQLITE_FULL:
+        return f"{name} cannot grow: the disk is full"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return f"{name} cannot be written; look at its owner, its mode and the disk"
+    return f"{name} failed ({error})"
