@@ -26,6 +26,8 @@ from addons.net import apiserver, counting
 
 logger = logging.getLogger(__name__)
 
+LARGE = 128 * 1024  # bytes of a body that are read in a thread; 5 ms of a JSON body, more than any by hand
+
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -83,25 +85,44 @@ class Classify:
         known = facts.of(flow)
         if known.answered_by:
             return None  # refused by an earlier addon, whose answer stands
-        request = flow.request
-        body = request.raw_content  # as it came: the API server undoes no Content-Encoding either
+        body = flow.request.raw_content  # as it came: the API server undoes no Content-Encoding either
+        if body is not None and len(body) > LARGE:
+            return self.request_with_large_body(flow, known, body)
         try:
-            if body is None:
-                # Streamed past us: what nobody read here nobody may forward.
-                raise status.Refused(
-                    500, "body-missing", "body: it was not kept for reading; tell the gateway's operator"
-                )
-            operation = classify.classify_raw(
-                # Not request.method, which is made upper case: `delete` is another method.
-                request.data.method.decode("latin-1"),
-                request.data.path.decode("latin-1"),
-                request.headers.fields,
-                body,
-                own_namespace=self.own_namespace,
-            )
+            operation = self.classified(flow, body)
         except status.Refused as refused:
             answers.refuse(flow, self.name, refused.refusal)
             return None
+        return self.consider(flow, known, operation)
+
+    async def request_with_large_body(self, flow: http.HTTPFlow, known: facts.Facts, body: bytes) -> None:
+        """The same, read beside the loop: 3 MiB made for it take a second, and everybody else would wait."""
+        try:
+            operation = await asyncio.to_thread(self.classified, flow, body)
+        except status.Refused as refused:
+            answers.refuse(flow, self.name, refused.refusal)
+            return
+        more = self.consider(flow, known, operation)
+        if more is not None:
+            await more
+
+    def classified(self, flow: http.HTTPFlow, body: bytes | None) -> Operation:
+        """Raises status.Refused."""
+        request = flow.request
+        if body is None:
+            # Streamed past us: what nobody read here nobody may forward.
+            raise status.Refused(500, "body-missing", "body: it was not kept for reading; tell the gateway's operator")
+        return classify.classify_raw(
+            # Not request.method, which is made upper case: `delete` is another method.
+            request.data.method.decode("latin-1"),
+            request.data.path.decode("latin-1"),
+            request.headers.fields,
+            body,
+            own_namespace=self.own_namespace,
+        )
+
+    def consider(self, flow: http.HTTPFlow, known: facts.Facts, operation: Operation) -> Awaitable[None] | None:
+        """What the operation is for the invocation it belongs to, and how far it reaches."""
         if blast.changes(operation):
             return self.look_ahead(flow, known, operation)
         self.establish(flow, known, self.read(flow, known, operation))

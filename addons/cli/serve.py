@@ -18,7 +18,7 @@ from typing import NoReturn
 from addons.cli.arguments import split, state_default
 from addons.core import authconfig, policy, policyfile, stack
 from addons.mitm import options as mitm_options
-from addons.net import apiserver, certificates, files
+from addons.net import apiserver, certificates, files, store
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE = 4 * 3600  # seconds until an idle connection is closed; the kubelet's own limit for streams
@@ -142,6 +142,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         if args.auth:
             authconfig.load(Path(args.auth).expanduser().read_text(encoding="utf-8"))
         state = files.private_folder(Path(args.state).expanduser().absolute())
+        store.check(state)
         certificate = serving_certificate(args, state, host, now)
         confdir = private_confdir(state)
         Path(args.recordings).expanduser().mkdir(parents=True, exist_ok=True)
@@ -149,6 +150,8 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         raise UsageError(str(e)) from e
     except policy.PolicyError as e:
         raise UsageError(f"--policies: {e}") from e
+    except store.StoreError as e:
+        raise UsageError(f"--state: {e}") from e
     except authconfig.AuthConfigError as e:
         raise UsageError(f"--auth: {args.auth}: {e}") from e
     except (OSError, UnicodeDecodeError) as e:

@@ -2,6 +2,7 @@ import asyncio
 import json
 
 import pytest
+from mitmproxy import http
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 
@@ -270,3 +271,24 @@ def test_an_exec_says_what_it_runs():
     operation = run(flow).need_operation()
     assert operation.command == "kubectl exec pods a -n shop -- ls -l"
     assert operation.summary == flow.comment == "exec in pod shop/a"
+
+
+async def test_a_large_body_is_read_beside_the_loop():
+    addon, flow = classify.Classify(), tflow.tflow()
+    body = json.dumps({"metadata": {"name": "big"}, "data": {"a": "x" * classify.LARGE}}).encode()
+    flow.request = http.Request.make(
+        "POST", "https://x/api/v1/namespaces/a/configmaps", body, {"Content-Type": "application/json"}
+    )
+    waiting = addon.request(flow)
+    assert facts.of(flow).operation is None
+    await waiting
+    assert facts.of(flow).operation.name == "big"
+    assert facts.of(flow).passed == {("tollgate_classify", "request")}
+
+
+async def test_a_large_body_that_cannot_be_read_is_refused():
+    addon, flow = classify.Classify(), tflow.tflow()
+    flow.request = http.Request.make("POST", "https://x/api/v1/namespaces/a/configmaps", b"{" * (classify.LARGE + 1))
+    await addon.request(flow)
+    assert flow.response.status_code == 400
+    assert not facts.of(flow).passed
