@@ -87,6 +87,7 @@ class PolicyBlock:
             logger.warning("tollgate_observe is on: what the policies forbid is logged and let through")
         self.policy, self.observe, self.paths, self.seen = loaded, observe, paths, seen
         logger.info("policies %r, revision %s", [p.name for p in loaded.policies], loaded.revision)
+        log_files(loaded)
         self.need_store()
 
     def open_store(self, folder: str) -> None:
@@ -140,10 +141,18 @@ class PolicyBlock:
             return
         if paths != self.paths:
             return  # configured anew meanwhile
+        if gone := policyfile.missing(self.policy, loaded):
+            logger.error(
+                "policies: not reloaded, revision %s stays in force: removed was %s; put it back, or restart without",
+                self.policy.revision,
+                ", ".join(map(repr, gone)),
+            )
+            return
         before, self.policy = self.policy, loaded
         self.need_store()
         changes = policy.changes(before, loaded)
         logger.warning("policies: reloaded, revision %s: %s", loaded.revision, ", ".join(changes) or "no rule changed")
+        log_files(loaded)
 
     def evaluate(
         self,
@@ -166,7 +175,8 @@ class PolicyBlock:
         try:
             verdict = self.evaluate(identity, operation)
         except admission.NeedsObjects as needs:
-            return self.look(flow, known, identity, operation, needs)
+            # With the policies that asked: those of a reload meanwhile may ask for something else.
+            return self.look(flow, known, identity, operation, needs, self.policy)
         return self.act(flow, known, identity, operation, verdict)
 
     def act(
@@ -197,9 +207,9 @@ class PolicyBlock:
         identity: Identity,
         operation: Operation,
         needs: admission.NeedsObjects,
+        policies: policy.PolicySet,
     ) -> None:
         """Fetch what the rules look at, as the caller, and judge with it."""
-        policies = self.policy  # those that asked: a reload meanwhile may ask for something else
         if self.observe:
             # Nobody's answer hangs on policies that only observe.
             needs = admission.NeedsObjects(needs.names, admission.NONE)
@@ -324,6 +334,12 @@ def connected(flow: http.HTTPFlow) -> bool:
     """Whether there was a connection to send it on. Until one is open, a flow has the mere address."""
     server = flow.server_conn
     return server.timestamp_tcp_setup is not None and (not server.tls or server.timestamp_tls_setup is not None)
+
+
+def log_files(policies: policy.PolicySet) -> None:
+    """What was loaded, to be compared with what was reviewed."""
+    for name, digest in policies.files.items():
+        logger.info("policies: %r is sha256:%s…", name, digest)
 
 
 def relay(flow: http.HTTPFlow, by: str, refusal: admission.ServerRefusal) -> None:

@@ -12,6 +12,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   web          the same with mitmproxy's web interface
   demo         a throwaway cluster with the gateway in front of it, to try things
   kubeconfig   print a kubeconfig for a client of the gateway
+  policy       check, test and explain policies: ./run.sh policy --help
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
 
@@ -37,6 +38,10 @@ def main(argv: Sequence[str]) -> None:
             from addons.cli import classify
 
             raise SystemExit(classify.main(rest))
+        case "policy":
+            from addons.cli import policy
+
+            raise SystemExit(policy.main(rest))
         case "demo":
             from addons.cli import demo
 

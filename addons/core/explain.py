@@ -55,12 +55,17 @@ def _one(
     if objects is not None:
         operation = admission.revealed(operation, objects)
     kind = Kind(operation)
+    # What a patch hides, the gateway looks up before it decides.
+    hidden = objects is None and operation.uses is not None and operation.uses.unknown
+    asks = hidden and rule.asks_uses and not admission.no_preview(operation)
     for name in _ORDER:
-        value = getattr(rule.match, name)
+        value = None if asks and name == "uses" else getattr(rule.match, name)
         if value is not None and not _field(policies, rule, Match(**{name: value}), identity, operation, kind):
             return False, f"{_WORDS.get(name, name)}: {_said(name, value, operation, identity, kind, rule)}"
     if rule.needs & {"object", "oldObject"} and not admission.has_object(operation):
         return False, "looks at an object, and this request changes none"
+    if asks:
+        return rule.action is not Action.ALLOW, f"hangs on {' and '.join(sorted(rule.needs | admission.OBJECT))}"
     return policies.conditions(rule, identity, operation, objects)
 
 
@@ -93,7 +98,7 @@ def _said(name: str, value: object, operation: Operation, identity: Identity, ki
             return f"{info.path} is none of {listed}"
         case "impacts":
             has = sorted(kind.impacts_needed if allow else kind.impacts_reached, reverse=True)
-            return f"{', '.join(impact.word for impact in has)} is {'not all' if allow else 'none of it'} in {listed}"
+            return f"{', '.join(impact.word for impact in has)}: {'not all' if allow else 'none'} is in {listed}"
         case "namespaces":
             return f"{info.namespace or 'no namespace, so all of them,'} is not in {listed}"
         case "resource_names":

@@ -199,7 +199,7 @@ class PolicySet:
         applies, trouble, missing = _applies_to_objects(rule, values, objects)
         if missing:
             # direction: as if it could not be fetched.
-            return rule.action is not Action.ALLOW, f"hangs on {', '.join(sorted(missing))}"
+            return rule.action is not Action.ALLOW, f"hangs on {' and '.join(sorted(missing))}"
         if trouble:
             return applies, f"its condition {trouble}"
         if applies:

@@ -6,6 +6,7 @@ Said only when it is certain; a rule that is not named here may still never matc
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
 from addons.core import impacts, kubectl, resources
@@ -17,6 +18,7 @@ from addons.core.policy import PolicySet, Rule
 MAX_RULES = 1000
 
 _READING = frozenset({"get", "list", "watch"})
+_COLLECTIONS = frozenset({"deletecollection"})
 _SUBRESOURCES: dict[tuple[str, str], tuple[str, ...]] = {
     ("", "pods"): (
         *("attach", "binding", "ephemeralcontainers", "eviction", "exec", "log", "portforward", "proxy", "resize"),
@@ -50,38 +52,38 @@ def _never(rule: Rule, policies: PolicySet) -> str:
     match = rule.match
     if match.agents is False and not any(policy.people for policy in policies.policies):
         return "is for people, and no policy says who people are (`people:`); it never matches"
-    if rule.action is Action.ALLOW:
-        if why := _never_allows(match):
-            return why
+    if rule.action is Action.ALLOW and (why := _never_allows(match)):
+        return why
     if match.non_resource_urls is None and not _some_kind(rule):
         return "no request has these verbs, resources and impacts together; it never matches"
     return ""
 
 
 def _never_allows(match: Match) -> str:
-    if match.namespaces is not None and not match.namespaces.any and match.resources:
-        if all(p.text.partition("/")[0].partition(".")[0] in kubectl.CLUSTER_WIDE for p in match.resources):
-            return "allows in some namespaces what is in none (cluster-wide resources); use resourceNames"
-    collections = {"deletecollection", "list", "watch"}
-    if match.resource_names is not None and not match.resource_names.any and match.verbs == {"deletecollection"}:
+    somewhere = match.namespaces is not None and not match.namespaces.any
+    if somewhere and match.resources and all(_is_cluster_wide(pattern) for pattern in match.resources):
+        return "allows in some namespaces what is in none (cluster-wide resources); use resourceNames"
+    if match.resource_names is not None and not match.resource_names.any and match.verbs == _COLLECTIONS:
         return "allows deletecollection by name, which has no name; leave resourceNames out"
-    return "" if collections else ""
+    return ""
+
+
+def _is_cluster_wide(pattern: ResourcePattern) -> bool:
+    return pattern.exact_resource in kubectl.CLUSTER_WIDE
 
 
 def _some_kind(rule: Rule) -> bool:
     """Whether any request that we know of has these verbs, resources and impacts."""
     match = rule.match
-    patterns = match.resources
-    if patterns is None or match.impacts is None:
-        # Verbs and resources by themselves were checked by the loader; only subresources differ.
-        if patterns is None or match.verbs is None or "*" in match.verbs:
-            return True
-    for group, resource, subresource in _subjects(patterns):
-        for operation in _operations(group, resource, subresource):
-            kind = Kind(operation)
-            if match.covers_kind(kind) if rule.action is Action.ALLOW else match.reaches_kind(kind):
-                return True
-    return any(_foreign(pattern) for pattern in patterns or ())
+    if match.impacts is None and (match.resources is None or match.verbs is None or "*" in match.verbs):
+        return True  # verbs by themselves were checked by the loader
+    if match.verbs is not None and "proxy" in match.verbs:
+        return True
+    if match.resources and any(_foreign(pattern) for pattern in match.resources):
+        return True
+    allow = rule.action is Action.ALLOW
+    kinds = (Kind(operation) for operation in _operations(match.resources))
+    return any(match.covers_kind(kind) if allow else match.reaches_kind(kind) for kind in kinds)
 
 
 def _foreign(pattern: ResourcePattern) -> bool:
@@ -102,8 +104,18 @@ def _subjects(patterns: tuple[ResourcePattern, ...] | None) -> Iterator[tuple[st
                     yield group, name, subresource
 
 
-def _operations(group: str, resource: str, subresource: str) -> Iterator[Operation]:
-    for verb in sorted(RESOURCE_VERBS):
+def _operations(patterns: tuple[ResourcePattern, ...] | None) -> Iterator[Operation]:
+    """A request of every kind."""
+    for subject in _subjects(patterns):
+        yield from _of_subject(*subject)
+    if patterns is None:
+        for method, path in product(sorted(METHOD_VERBS), ("/version", "/metrics")):
+            yield Operation(RequestInfo(method, path), method.upper(), impacts.of_page(method.upper(), path))
+
+
+def _of_subject(group: str, resource: str, subresource: str) -> Iterator[Operation]:
+    # Not `proxy`, a prefix that no API server has any more: it counts as every verb.
+    for verb in sorted(RESOURCE_VERBS - {"proxy"}):
         info = RequestInfo(
             verb,
             "/",
@@ -119,7 +131,8 @@ def _operations(group: str, resource: str, subresource: str) -> Iterator[Operati
         if verb not in _READING:
             # What a body adds, what a command takes along, and a dry run that takes it all away.
             choices += [found | {Impact.DELETE}, found | {Impact.DELETE, Impact.MASS_DELETE}, impacts.lowered(found)]
-            choices.append(found | {Impact.EXECUTE})
+            if resource == "pods":
+                choices.append(found | {Impact.EXECUTE})
         medias = ("application/apply-patch+yaml", "application/merge-patch+json") if verb == "patch" else ("",)
         for choice, media in product(choices, medias):
             yield Operation(info, "GET", choice, "x", media_type=media)
@@ -148,7 +161,8 @@ def _said_already(rule: Rule, rules: Sequence[Rule]) -> str:
 
 def _signature(rule: Rule) -> str:
     when, unless = (program.source if program else "" for program in (rule.when, rule.unless))
-    return f"{rule.match!r} {[p.text for p in rule.match.resources or ()]} {when!r} {unless!r} {rule.approval!r}"
+    match = replace(rule.match, resources=None)
+    return f"{match!r} {[p.text for p in rule.match.resources or ()]} {when!r} {unless!r} {rule.approval!r}"
 
 
 def _unconditional(rule: Rule) -> bool:
@@ -168,9 +182,6 @@ def _inside(rule: Rule, deny: Match) -> bool:
         return False
     if deny.resources is not None and not _resources_inside(match.resources, deny.resources):
         return False
-    named = match.resources is not None or match.resource_names is not None or match.namespaces is not None
-    if (deny.resource_names is not None or deny.namespaces is not None) and not named and match.uses is None:
-        return False  # it also matches what has no resource at all
     return all(
         wide is None or (narrow is not None and _globs_inside(narrow, wide))
         for narrow, wide in (

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from addons.core import admission, budgets, cel, policy, resources, yamltree
+from addons.core import admission, budgets, cel, filemodes, policy, resources, yamltree
 from addons.core.budgets import Budget
 from addons.core.matching import METHOD_VERBS, RESOURCE_VERBS, VERBS, Glob, Match, ResourcePattern, UsesMatch
 from addons.core.model import Action, Approval, Impact
@@ -89,7 +89,17 @@ def find(paths: Sequence[Path]) -> list[Path]:
 def read(paths: Sequence[Path]) -> dict[str, bytes]:
     """The contents of the policy files by name."""
     contents, problems = {}, []
-    for path in find(paths):
+    files = find(paths)
+    for path in dict.fromkeys([*(path for path in paths if path.is_dir()), *files]):
+        try:
+            # direction: what every user can edit is nobody's policy.
+            if why := filemodes.trouble_at(path):
+                problems.append(f"{path}: {why}")
+        except OSError as e:
+            problems.append(f"{path}: cannot be read: {e.strerror or e}")
+    if problems:
+        raise PolicyError(problems)
+    for path in files:
         try:
             with path.open("rb") as file:
                 contents[str(path)] = file.read(yamltree.MAX_BYTES + 1)  # one more shows that it is too long
@@ -139,6 +149,11 @@ def parse(contents: Mapping[str, bytes]) -> policy.PolicySet:
     if problems:
         raise PolicyError(problems)
     return policy.PolicySet(policies, revision(contents.values()), digests(contents))
+
+
+def missing(before: policy.PolicySet, after: policy.PolicySet) -> list[str]:
+    """Files that were there. A policy that is gone may be the one that denies: nobody leaves it out by deleting it."""
+    return sorted(before.files.keys() - after.files.keys())
 
 
 def digests(contents: Mapping[str, bytes]) -> dict[str, str]:

@@ -99,7 +99,7 @@ def _match() -> Schema:
         "nonResourceURLs": words,
         "impacts": _list({"enum": [impact.word for impact in Impact]}, unique=True),
         "commands": {**words, "description": "what kubectl says it is: a claim, never in an allow rule"},
-        "uses": {**_object({field: words for field in policyfile.USES_FIELDS}, []), "minProperties": 1},
+        "uses": {**_object(dict.fromkeys(policyfile.USES_FIELDS, words), []), "minProperties": 1},
     }
     return {
         **_object(_only(fields, policyfile.MATCH_FIELDS), []),

@@ -1,4 +1,5 @@
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -10,9 +11,10 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow
 
 from addons import block
-from addons.core import facts, policy
+from addons.core import classify, facts, policy
 from addons.core.model import Action, Identity, Impact, Operation, RequestInfo
 from addons.net import store
+from addons.net.apiserver import Answer, ApiServerError
 
 STAMP = ("tollgate_block", "request")
 RULES = """
@@ -519,3 +521,175 @@ def test_another_state_folder_is_another_store(context, configured, tmp_path):
     assert (tmp_path / "two" / "state.db").is_file()
     assert configured.store is not first
     configured.done()
+
+
+# Objects
+
+LOOKING = (
+    RULES
+    + """
+- {name: patches, action: allow, match: {users: [agent], verbs: [patch], resources: [configmaps]}}
+- name: keep
+  action: deny
+  match: {resources: [configmaps], verbs: [patch]}
+  when: object.data.keep != oldObject.data.keep
+  message: Keep it.
+"""
+)
+BODY = b'{"data": {"keep": "no"}}'
+
+
+class ApiServer:
+    """Answers previews and reads with what it is told."""
+
+    def __init__(self, preview, live):
+        self.answers = {"preview": preview, "object": live}
+        self.asked = []
+
+    async def request(self, method, path, *, purpose, identity, **more):
+        self.asked.append((method, path, identity and identity.username, more["body"]))
+        if isinstance(self.answers[purpose], Exception):
+            raise self.answers[purpose]
+        return self.answers[purpose]
+
+
+def thing(keep):
+    return Answer(200, json.dumps({"kind": "ConfigMap", "data": {"keep": keep}}).encode())
+
+
+def said(code, message):
+    return Answer(code, json.dumps({"kind": "Status", "code": code, "message": message}).encode())
+
+
+@pytest.fixture
+def looking(context, file):
+    addon = context.master.addons.get("tollgate_block")
+    file.write_text(LOOKING)
+    context.configure(addon, tollgate_policies=str(file))
+    addon.server = ApiServer(thing("yes"), thing("yes"))
+    return addon
+
+
+def patching():
+    target = "/api/v1/namespaces/shop/configmaps/web?fieldManager=x"
+    media = "application/merge-patch+json"
+    flow = flow_of(classify.classify("PATCH", target, {"content-type": media}, BODY))
+    flow.request = http.Request.make("PATCH", f"https://api{target}", BODY, {"content-type": media})
+    return flow
+
+
+async def patch(addon):
+    flow = patching()
+    waiting = addon.request(flow)
+    assert STAMP not in facts.of(flow).passed
+    await waiting
+    return flow
+
+
+async def test_rules_are_judged_by_what_the_caller_would_see(looking):
+    flow = await patch(looking)
+    assert (flow.response, facts.of(flow).passed) == (None, {STAMP})
+    path = "/api/v1/namespaces/shop/configmaps/web"
+    assert looking.server.asked == [
+        ("PATCH", f"{path}?dryRun=All&fieldManager=x", "agent", BODY),
+        ("GET", path, "agent", None),
+    ]
+
+
+async def test_a_result_that_a_rule_denies(looking):
+    looking.server = ApiServer(thing("no"), thing("yes"))
+    flow = await patch(looking)
+    assert flow.response.status_code == 403
+    assert "rule p/keep denies this: Keep it." in flow.response.text
+    assert not facts.of(flow).passed
+
+
+async def test_what_the_api_server_refuses_is_relayed_word_for_word(looking):
+    answer = said(409, 'conflict: "web" is not found')
+    looking.server = ApiServer(answer, thing("yes"))
+    flow = await patch(looking)
+    known = facts.of(flow)
+    assert (flow.response.status_code, flow.response.content) == (409, answer.body)
+    assert "retry-after" not in flow.response.headers
+    assert (known.answered_by, known.passed) == (looking.name, set())
+
+
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        pytest.param(ApiServer(ApiServerError("late"), thing("yes")), "the API server did not answer", id="late"),
+        pytest.param(None, "the gateway has no API server to ask", id="no server"),
+    ],
+)
+async def test_what_cannot_be_fetched_is_denied_and_said(looking, server, why):
+    looking.server = server
+    flow = await patch(looking)
+    assert flow.response.status_code == 403
+    assert why in flow.response.text
+    assert not facts.of(flow).passed
+
+
+async def test_nothing_is_fetched_for_what_no_rule_looks_at(looking):
+    looking.request(flow_of())
+    assert looking.server.asked == []
+
+
+async def test_while_all_is_observed_the_api_servers_refusal_is_nobodys_answer(context, looking):
+    context.configure(looking, tollgate_observe=True)
+    looking.server = ApiServer(said(422, "no"), thing("yes"))
+    flow = await patch(looking)
+    assert (flow.response, facts.of(flow).passed) == (None, {STAMP})
+    assert [v.action for v in facts.of(flow).verdict.observed] == [Action.DENY]
+
+
+async def test_as_the_gateway_where_requests_go_up_as_the_gateway(context, looking):
+    context.options.add_option("tollgate_upstream_identity", str, "gateway", "")
+    await patch(looking)
+    assert {asked[2] for asked in looking.server.asked} == {None}
+
+
+async def test_the_policies_that_asked_decide(looking, file):
+    # A reload while the objects are fetched may ask for others.
+    flow = patching()
+    hook = looking.request(flow)
+    change(file, RULES)
+    await looking.reload()
+    await hook
+    assert facts.of(flow).passed == {STAMP}
+
+
+# Files
+
+
+async def test_a_removed_file_keeps_the_policies_and_says_so(context, configured, file, tmp_path, caplog):
+    more = tmp_path / "more.yaml"
+    more.write_text(RULES.replace("{name: p}", "{name: q}"))
+    context.configure(configured, tollgate_policies=str(tmp_path))
+    old = configured.policy
+    more.unlink()
+    await configured.reload()
+    await configured.reload()
+    assert configured.policy is old
+    assert caplog.text.count(f"{str(more)!r}; put it back, or restart without") == 1
+
+
+def test_a_load_names_what_each_file_holds(context, configured, file, caplog):
+    caplog.set_level(logging.INFO)
+    context.configure(configured, tollgate_policies=f"{file}{os.pathsep}")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert f"policies: {str(file)!r} is sha256:{digest[:32]}…" in caplog.text
+
+
+def test_a_policy_that_others_can_write_is_refused(context, configured, file):
+    file.chmod(0o666)
+    with pytest.raises(OptionsError, match=r"tollgate_policies: .*p\.yaml: every user can write it \(mode 0666\)"):
+        context.configure(configured, tollgate_policies=f"{file}{os.pathsep}")
+
+
+async def test_a_policy_that_others_can_write_is_not_reloaded(configured, file, caplog):
+    old = configured.policy
+    change(file, RULES.replace("action: deny", "action: allow"))
+    file.chmod(0o666)
+    await configured.reload()
+    assert configured.policy is old
+    assert "every user can write it" in caplog.text

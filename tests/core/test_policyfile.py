@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -516,6 +517,76 @@ def test_a_budget_per_session_beside_another():
 )
 def test_mistakes_in_budgets(text, expected):
     assert expected in problem(text)
+
+
+# What somebody might feed it
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("a: &x [*x]\n", "f.yaml:1: has an anchor or alias", id="a cycle of aliases"),
+        pytest.param("a: &a [x, x]\nb: &b [*a, *a]\n", "f.yaml:1: has an anchor or alias", id="a bomb of aliases"),
+        pytest.param(HEAD + "rules:\n\t- {name: r}\n", "f.yaml:5: begins with a tab; indent with spaces", id="tabs"),
+        pytest.param(
+            GOOD + "- {name: r, action: deny, match: {verbs: [get]}}", "rules[1].name: another rule", id="twice"
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(text, expected):
+    said = problem(text)
+    assert expected in said
+    assert "\n" not in said
+
+
+def test_ten_thousand_rules_load_in_seconds_and_are_found():
+    rules = "".join(
+        f"- {{name: r{n}, action: deny, match: {{resources: [configmaps], resourceNames: [c-{n}], verbs: [delete]}},"
+        f" when: operation.name != 'x{n % 100}', message: Not this one.}}\n"
+        for n in range(10_000)
+    )
+    before = time.process_time()
+    loaded = parse(f"{HEAD}rules:\n{rules}")
+    assert time.process_time() - before < 20  # seconds; 3 are usual
+    assert len(loaded.policies[0].rules) == 10_000
+
+
+def test_a_file_that_others_can_write_is_refused(tmp_path):
+    # Whoever can write the policy is whom it cannot hold.
+    (tmp_path / "p.yaml").write_text(GOOD)
+    (tmp_path / "p.yaml").chmod(0o646)
+    with pytest.raises(PolicyError, match=r"p\.yaml: every user can write it \(mode 0646\); run: chmod o-w on it"):
+        policyfile.load([tmp_path])
+
+
+def test_a_folder_that_others_can_write_is_refused(tmp_path):
+    (tmp_path / "p.yaml").write_text(GOOD)
+    tmp_path.chmod(0o757)
+    try:
+        with pytest.raises(PolicyError, match="every user can put files into this folder"):
+            policyfile.load([tmp_path])
+        with pytest.raises(PolicyError, match="every user can replace it"):
+            policyfile.load([tmp_path / "p.yaml"])
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_removed_file_is_missed(tmp_path):
+    (tmp_path / "p.yaml").write_text(GOOD)
+    (tmp_path / "q.yaml").write_text(GOOD.replace("{name: p}", "{name: q}"))
+    before = policyfile.load([tmp_path])
+    (tmp_path / "q.yaml").unlink()
+    assert policyfile.missing(before, policyfile.load([tmp_path])) == [str(tmp_path / "q.yaml")]
+
+
+def test_what_a_rule_needs_is_known_when_it_loads():
+    [made] = (
+        parse(rule("match: {verbs: [patch]}, when: 'object.a == \"oldObject\"', unless: operation.uses.token"))
+        .policies[0]
+        .rules
+    )
+    assert (made.when_needs, made.unless_needs, made.asks_uses) == ({"object"}, frozenset(), True)
+    assert made.place == "f.yaml:5"
 
 
 VOCABULARY = """

@@ -1,6 +1,8 @@
 """Rules that look at objects, with real kubectl: by whatever command a change comes, its result is judged."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -203,3 +205,97 @@ def test_the_default_policy_knows_what_set_image_leaves(controlplane, default_ga
         assert "agents/workload-service-account" in done.stderr
     finally:
         controlplane.run_kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+# The packs, on what the API server really answers
+
+PACKED = "packed"
+POLICIES = gateway.ROOT / "policies" / "packs"
+
+
+@pytest.fixture(scope="module")
+def packed(controlplane, gateway_kubeconfig, agent_token, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packs")
+    (folder / "policy.yaml").write_text(policies.EVERYTHING)
+    admin = controlplane.run_kubectl
+    admin("create", "namespace", PACKED)
+    admin("label", "namespace", PACKED, "tollgate.dev/protected=true")
+    content = deployment("web", automountServiceAccountToken=False)
+    content["metadata"]["namespace"] = PACKED
+    admin("create", "-f", "-", input=json.dumps(content))
+    admin("create", "secret", "generic", "db", "--from-literal=a=b", "--from-literal=c=d", "-n", PACKED)
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    metadata = {"name": "data", "namespace": PACKED, "labels": {"tollgate.dev/keep": "true"}}
+    kept = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": claim}
+    admin("create", "-f", "-", input=json.dumps(kept))
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", f"{folder / 'policy.yaml'}:{POLICIES}"]
+    with gateway.running(folder, *arguments) as running:
+        config = running.kubeconfig("agent", agent_token, PACKED)
+        kubectl = partial(admin, kubeconfig=config, check=False)
+        yield SimpleNamespace(kubectl=lambda command: kubectl(*command.split()), gateway=running)
+    admin("delete", "namespace", PACKED, "--wait=false")
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"),
+    [
+        pytest.param("scale deploy web --replicas=0", "workloads/to-zero", id="scale to nothing"),
+        pytest.param('patch deploy web -p {"spec":{"replicas":0}}', "workloads/to-zero", id="replicas to nothing"),
+        pytest.param("set image deploy/web c=evil.example/x", "workloads/registry", id="an image from elsewhere"),
+        pytest.param(
+            'patch deploy web -p {"spec":{"template":{"spec":{"hostNetwork":true}}}}', "workloads/host", id="the host"
+        ),
+        pytest.param("set serviceaccount deploy web deployer", "workloads/service-account", id="another account"),
+        pytest.param("set env deploy/web --from=secret/db", "secrets/read", id="a Secret, which it reads first"),
+        pytest.param("delete namespace packed", "namespaces/delete-protected", id="a protected namespace"),
+        pytest.param("label namespace packed tollgate.dev/protected-", "namespaces/guarding-labels", id="its label"),
+        pytest.param("delete pvc data", "storage/delete-kept-claim", id="a claim to keep"),
+        pytest.param(
+            'patch pvc data --type=merge -p {"metadata":{"finalizers":null}}',
+            "storage/unprotect-claim",
+            id="a finalizer",
+        ),
+    ],
+)
+def test_a_pack_refuses(packed, command, rule):
+    done = packed.kubectl(command)
+    assert done.returncode != 0
+    assert rule in done.stderr
+    assert "could not" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("scale deploy web --replicas=2", id="scale down"),
+        pytest.param("set image deploy/web c=registry.example/web:2", id="set image"),
+        pytest.param("rollout restart deploy web", id="rollout restart"),
+        pytest.param("label namespace packed team=shop", id="another label"),
+        pytest.param("create configmap mine", id="create"),
+        pytest.param("delete deploy web", id="delete"),
+    ],
+)
+def test_a_pack_lets_pass(packed, command):
+    done = packed.kubectl(command)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("patch", "status"),
+    [
+        pytest.param(b'{"data": {"a": null}}', 403, id="a key goes"),
+        pytest.param(b'{"data": {"a": "Yg=="}}', 200, id="a key changes"),
+        pytest.param(b'{"type": "hunter2/x"}', 422, id="the API server refuses it"),
+    ],
+)
+def test_a_secret_is_looked_at_and_not_shown(packed, agent_token, patch, status):
+    one = packed.gateway
+    path = f"/api/v1/namespaces/{PACKED}/secrets/db"
+    media = {"Content-Type": "application/merge-patch+json"}
+    answer = client.request(one.port, one.ca_file, "PATCH", path, token=agent_token, body=patch, headers=media)
+    assert answer.status == status
+    if status == 403:
+        assert "secrets/keys-stay" in answer.message
+    if status == 422:
+        assert b"hunter2" not in answer.body
+    assert "hunter2" not in one.log

@@ -139,3 +139,21 @@ def test_mitmproxys_folder_is_not_writable(plan, tmp_path):
     plan()
     folder = tmp_path / "state" / "mitmproxy"
     assert folder.stat().st_mode & 0o777 == 0o500
+
+
+@pytest.mark.parametrize("option", ["--auth", "--tls-key", "--kubeconfig", "--policies", "--state"])
+def test_what_others_can_write_is_refused(plan, kubeconfig, tmp_path, option):
+    file = tmp_path / "given"
+    if option == "--state":
+        file.mkdir()
+    else:
+        file.write_text(kubeconfig.read_text() if option == "--kubeconfig" else "apiVersion: x")
+    file.chmod(0o777)
+    more = ["--tls-cert", str(file)] if option == "--tls-key" else []
+    if option == "--auth":
+        issuer = {"url": "https://issuer.example", "audiences": ["tollgate"]}
+        mappings = {"username": {"claim": "sub", "prefix": "oidc:"}}
+        head = {"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration"}
+        file.write_text(json.dumps({**head, "jwt": [{"issuer": issuer, "claimMappings": mappings}]}))
+    with pytest.raises(serve.UsageError, match=rf"^{option if not more else '--tls-cert'}: .*every user can"):
+        plan(option, str(file), *more)

@@ -1,0 +1,140 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from addons.core import admission, explain, kubectl, matching, policyfile
+from addons.core.classify import classify
+from addons.core.model import Action, Identity
+from tests.core.test_admission import ALLOW, TEMPLATES, USES, policies, rule
+
+AGENT = Identity("ann", groups=("dev",))
+
+
+def operation(line):
+    asked = kubectl.request(line.split())
+    headers = {"content-type": asked.content_type} if asked.content_type else {}
+    return classify(asked.method, asked.target, headers, asked.body)
+
+
+GET = operation("get pod web-1 -n shop")
+PATCH = operation('patch deploy web -n shop -p {"spec":{"template":{"spec":{}}}}')
+
+
+@pytest.mark.parametrize(
+    ("made", "op", "matches", "why"),
+    [
+        pytest.param(rule("deny", {"verbs": ["get"]}), GET, True, "", id="matches"),
+        pytest.param(rule("deny", {"verbs": ["list"]}), GET, False, "verbs: get is not in [list]", id="verb"),
+        pytest.param(rule("deny", {"users": ["bob"]}), GET, False, "users: 'ann' is none of [bob]", id="user"),
+        pytest.param(
+            rule("deny", {"userGroups": ["x"]}), GET, False, "userGroups: no group of 'ann' is in [x]", id="group"
+        ),
+        pytest.param(rule("deny", {"subjects": ["people"]}), GET, False, "subjects: is for people", id="subject"),
+        pytest.param(
+            rule("deny", {"resources": ["*.apps"]}), GET, False, "resources: pods is none of [*.apps]", id="resource"
+        ),
+        pytest.param(
+            rule("deny", {"namespaces": ["b*"]}), GET, False, "namespaces: shop is not in [b*]", id="namespace"
+        ),
+        pytest.param(
+            rule("allow", {"verbs": ["list"], "namespaces": ["a"]}),
+            operation("list pods -A"),
+            False,
+            "namespaces: no namespace, so all of them, is not in [a]",
+            id="all namespaces",
+        ),
+        pytest.param(
+            rule("deny", {"resourceNames": ["db"]}), GET, False, "resourceNames: web-1 is not in [db]", id="name"
+        ),
+        pytest.param(
+            rule("deny", {"impacts": ["write"]}), GET, False, "impacts: read: none is in [write]", id="impact"
+        ),
+        pytest.param(
+            rule("deny", {"nonResourceURLs": ["/x"]}),
+            operation("get --raw /version"),
+            False,
+            "nonResourceURLs: /version is none of [/x]",
+            id="page",
+        ),
+        pytest.param(
+            rule("deny", {"commands": ["kubectl x"]}),
+            GET,
+            False,
+            "commands: no command is not in [kubectl x]",
+            id="command",
+        ),
+        pytest.param(rule("deny", USES), GET, False, "uses: the request has no pod template", id="uses"),
+        pytest.param(rule("hold", USES), PATCH, True, "hangs on object", id="what a patch hides"),
+        pytest.param(
+            rule("deny", {"verbs": ["get"]}, when="operation.name == 'x'"), GET, False, "when: is not true", id="when"
+        ),
+        pytest.param(
+            rule("deny", {"verbs": ["get"]}, unless="operation.name == 'web-1'"),
+            GET,
+            False,
+            "unless: is true",
+            id="unless",
+        ),
+        pytest.param(
+            rule("deny", {"verbs": ["*"]}, when="object != null"),
+            GET,
+            False,
+            "looks at an object, and this request changes none",
+            id="no object",
+        ),
+        pytest.param(
+            rule("deny", when="object == oldObject"), PATCH, True, "hangs on object and oldObject", id="objects"
+        ),
+        pytest.param(
+            rule("allow", {"verbs": ["get"]}, when="1 / 0 == 1"),
+            GET,
+            False,
+            "its condition could not be evaluated: divide by zero",
+            id="an error",
+        ),
+    ],
+)
+def test_why(made, op, matches, why):
+    [line] = explain.explain(policies(made), AGENT, op)
+    assert (line.matches, line.why) == (matches, why)
+
+
+def test_every_field_is_explained():
+    assert set(explain._ORDER) == set(matching.Match.__dataclass_fields__)
+
+
+def test_deny_comes_first():
+    lines = explain.explain(policies(ALLOW, rule("hold"), rule("deny")), AGENT, GET)
+    assert [line.rule.action for line in lines] == [Action.DENY, Action.HOLD, Action.ALLOW]
+
+
+WORDS = st.sampled_from(["*", "shop", "s*", "web-1", "other"])
+LISTS = st.lists(WORDS, min_size=1, max_size=2, unique=True)
+MATCHES = st.fixed_dictionaries(
+    {},
+    optional={
+        "verbs": st.lists(st.sampled_from(["get", "list", "patch", "delete", "*"]), min_size=1, unique=True),
+        "resources": st.lists(st.sampled_from(["pods", "*", "deployments.apps"]), min_size=1, unique=True),
+        "namespaces": LISTS,
+        "resourceNames": LISTS,
+        "impacts": st.lists(st.sampled_from(["read", "write", "delete"]), min_size=1, unique=True),
+        "uses": st.fixed_dictionaries({"serviceAccounts": LISTS}),
+    },
+).filter(bool)
+OPERATIONS = st.sampled_from(
+    [GET, PATCH, operation("list pods -A"), operation("delete deploy web -n shop"), operation("get --raw /version")]
+)
+CONDITIONS = st.sampled_from([None, "object != null", "operation.name == 'web'", "1 / 0 == 1"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(MATCHES, st.sampled_from(["allow", "hold", "deny"]), CONDITIONS, OPERATIONS, st.sampled_from(TEMPLATES))
+def test_what_is_explained_is_what_is_decided(match, action, when, op, template):
+    made = {"action": action, "match": match, **({"when": when} if when else {})}
+    try:
+        loaded = policies(made)
+    except policyfile.PolicyError:
+        return  # a rule on objects that could never match
+    world = admission.Objects({"object": template, "oldObject": template, "namespaceObject": None})
+    [line] = explain.explain(loaded, AGENT, op, world)
+    assert line.matches == (loaded.evaluate(AGENT, op, world).rule != "")

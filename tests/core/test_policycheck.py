@@ -1,0 +1,116 @@
+import time
+
+import pytest
+
+from addons.core import policycheck, policyfile
+
+HEAD = "apiVersion: tollgate.dev/v1alpha1\nkind: Policy\nmetadata: {name: p}\n"
+APPROVAL = "approval: {groups: [oncall]}"
+
+
+def warnings(*rules, head=HEAD):
+    text = "rules:\n" + "".join(
+        f"- {{name: r{number}, {rule}{f', {APPROVAL}' if 'action: hold' in rule else ''}}}\n"
+        for number, rule in enumerate(rules)
+    )
+    return policycheck.warnings(policyfile.parse({"f.yaml": (head + text).encode()}))
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        pytest.param("action: deny, match: {subjects: [people]}", "no policy says who people are", id="no people"),
+        pytest.param(
+            "action: allow, match: {resources: [nodes], namespaces: [shop], verbs: [get]}",
+            "allows in some namespaces what is in none",
+            id="a namespace of what has none",
+        ),
+        pytest.param(
+            "action: allow, match: {resources: [pods], resourceNames: [a], verbs: [deletecollection]}",
+            "which has no name",
+            id="a collection by name",
+        ),
+        pytest.param(
+            "action: deny, match: {verbs: [get, list], resources: [configmaps], impacts: [delete]}",
+            "no request has",
+            id="a read that deletes",
+        ),
+        pytest.param(
+            "action: allow, match: {verbs: [get], resources: [secrets], impacts: [read]}",
+            "no request has",
+            id="a Secret's read is a reveal",
+        ),
+        pytest.param(
+            "action: allow, match: {verbs: [get], resources: [pods/eviction]}", None, id="not known not to be"
+        ),
+        pytest.param(
+            'action: deny, match: {verbs: [get], resources: ["*.example.com"], impacts: [delete]}',
+            None,
+            id="of custom resources nothing is known",
+        ),
+        pytest.param(
+            "action: allow, match: {verbs: [create], resources: [pods], impacts: [read]}", None, id="a dry run"
+        ),
+        pytest.param("action: deny, match: {namespaces: [kube-system], impacts: [write]}", None, id="an ordinary rule"),
+        pytest.param("action: allow, match: {verbs: [get], impacts: [meta]}", None, id="pages"),
+        pytest.param("action: deny, match: {nonResourceURLs: [/metrics]}", None, id="a page"),
+    ],
+)
+def test_never(rule, said):
+    found = warnings(rule)
+    if said is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert found[0].startswith("f.yaml:5: rule p/r0: ")
+        assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("deny", "rule", "beaten"),
+    [
+        pytest.param("resources: [secrets]", "resources: [secrets], verbs: [get]", True, id="all of a resource"),
+        pytest.param("verbs: ['*']", "nonResourceURLs: [/metrics]", True, id="everything"),
+        pytest.param(
+            "namespaces: ['prod-*']", "namespaces: [prod-a, 'prod-b-*'], resources: [pods]", True, id="patterns"
+        ),
+        pytest.param("namespaces: ['prod-?']", "namespaces: ['prod-*'], resources: [pods]", False, id="one letter"),
+        pytest.param("namespaces: [prod]", "resources: [pods]", False, id="in other namespaces it has an effect"),
+        pytest.param("resources: ['*.apps']", "resources: [deployments.apps]", True, id="a group"),
+        pytest.param("resources: [deployments.apps/scale]", "resources: [deployments.apps]", False, id="a subresource"),
+        pytest.param("impacts: [read, reveal]", "impacts: [read]", True, id="impacts"),
+        pytest.param("impacts: [read]", "verbs: [get]", False, id="perhaps other impacts"),
+        pytest.param("users: [a]", "users: [a, b]", False, id="others too"),
+        pytest.param("subjects: [agents]", "verbs: [get]", False, id="people too"),
+        pytest.param("uses: {host: ['*']}", "resources: [pods]", False, id="some pods only"),
+        pytest.param("commands: ['kubectl get']", "verbs: [get]", False, id="a claim"),
+        pytest.param("verbs: [get]", "verbs: ['*']", False, id="other verbs too"),
+    ],
+)
+def test_beaten(deny, rule, beaten):
+    for action in ("allow", "hold"):
+        found = warnings(f"action: {action}, match: {{{rule}}}", f"action: deny, match: {{{deny}}}")
+        assert bool(found) is beaten
+        assert not beaten or found[0].endswith("rule p/r1 denies all that it matches; it never has an effect")
+
+
+def test_a_deny_with_a_condition_beats_nothing():
+    assert warnings("action: allow, match: {verbs: [get]}", "action: deny, match: {verbs: [get]}, when: 'true'") == []
+
+
+def test_a_deny_that_observes_beats_nothing():
+    rules = ("action: allow, match: {verbs: [get]}", "action: deny, match: {verbs: [get]}")
+    assert warnings(*rules, head=HEAD + "mode: observe\n") == []
+
+
+def test_said_twice():
+    rule = "action: deny, match: {verbs: [get], resources: [pods]}, when: operation.dryRun"
+    assert warnings(rule, rule) == ["f.yaml:6: rule p/r1: says what rule p/r0 says"]
+    assert warnings(rule, rule.replace("pods", "nodes")) == []
+
+
+def test_many_rules_are_not_compared():
+    rules = [f"action: deny, match: {{users: [u{number}]}}" for number in range(policycheck.MAX_RULES)]
+    before = time.process_time()
+    assert warnings(*rules, rules[0]) == []
+    assert time.process_time() - before < 20
