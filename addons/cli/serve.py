@@ -144,7 +144,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
             authconfig.load(Path(args.auth).expanduser().read_text(encoding="utf-8"))
         state = files.private_folder(Path(args.state).expanduser().absolute())
         store.check(state)
-        refuse_writable(args, state)
+        refuse_writable(args)
         certificate = serving_certificate(args, state, host, now)
         confdir = private_confdir(state)
         Path(args.recordings).expanduser().mkdir(parents=True, exist_ok=True)
@@ -212,23 +212,22 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     return Plan((*argv, *rest), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)
 
 
-<<<<<<< HEAD
 def raise_descriptors() -> None:
     """Every connection is two descriptors; many systems start programs with 1024 and allow far more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-=======
-def refuse_writable(args: argparse.Namespace, state: Path) -> None:
-    """Files that decide who gets in, and the state, are nobody else's to write (policies: when they are loaded)."""
-    named = [(option, getattr(args, option.strip("-").replace("-", "_"))) for option in _DECIDING]
-    for option, path in [("--state", state), *named]:
+
+
+def refuse_writable(args: argparse.Namespace) -> None:
+    """Files that decide who gets in are nobody else's to write (policies: when they are loaded; state: store.check)."""
+    for option in _DECIDING:
+        path = getattr(args, option.strip("-").replace("-", "_"))
         for part in filter(None, str(path or "").split(os.pathsep)):
             file = Path(part).expanduser()
             if file.exists() and (why := filemodes.trouble_at(file)):
                 raise UsageError(f"{option}: {file}: {why}")
->>>>>>> blast
 
 
 def merge(settings: dict[str, str], extra: Sequence[str]) -> list[str]:
