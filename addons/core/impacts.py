@@ -399,7 +399,18 @@ def destroys(info: RequestInfo, patch: str, content: Any) -> bool:
         return any(puts("", content, path, test) for path, test in wanted)
     if info.verb != "patch" or patch == "apply":
         return False
+    if patch == "json" and key in _ROLLED_OUT and any(_replaces_template(operation) for operation in content):
+        return True
     return any(puts(patch, content, path, test) for path, test in (*_ANY_OBJECT, *DESTROYING.get(key, ())))
+
+
+# `kubectl rollout undo` is a JSON patch that puts a whole older pod template in the place of the
+# present one: every pod goes, and what runs then, nobody has written in this request.
+_ROLLED_OUT = frozenset({("apps", "deployments"), ("apps", "daemonsets"), ("apps", "statefulsets")})
+
+
+def _replaces_template(operation: Any) -> bool:
+    return isinstance(operation, dict) and operation.get("path") == "/spec/template"
 
 
 def puts(patch: str, content: Any, path: Path, test: Test) -> bool:

@@ -350,7 +350,7 @@ def scale(name, replicas=0, session="", url=f"{APPS}/deployments"):
                 body=[{"op": "replace", "path": "/spec/template", "value": {}}],
                 media=JSON_PATCH,
             ),
-            False,
+            True,
             id="rollout undo",
         ),
         pytest.param(

@@ -373,7 +373,7 @@ def template(**spec):
             "/apis/x.io/v1/namespaces/x/things/t/scale", "merge", {"spec": {"replicas": 0}}, True, id="any scale"
         ),
         pytest.param(f"{DEPLOYMENT}/status", "merge", {"spec": {"replicas": 0}}, False, id="status"),
-        pytest.param(DEPLOYMENT, "json", put_at("/spec/template", {}), False, id="rollout undo"),
+        pytest.param(DEPLOYMENT, "json", put_at("/spec/template", {}), True, id="rollout undo"),
         pytest.param(
             DEPLOYMENT,
             "strategic",
