@@ -347,16 +347,6 @@ def scale(name, replicas=0, session="", url=f"{APPS}/deployments"):
             op(
                 "PATCH",
                 f"{APPS}/deployments/web",
-                body=[{"op": "replace", "path": "/spec/template", "value": {}}],
-                media=JSON_PATCH,
-            ),
-            True,
-            id="rollout undo",
-        ),
-        pytest.param(
-            op(
-                "PATCH",
-                f"{APPS}/deployments/web",
                 body={"spec": {"template": {"metadata": {"annotations": {"a": "b"}}}}},
                 media=STRATEGIC,
             ),
@@ -375,6 +365,13 @@ def test_to_zero(operation, expected):
     assert not mass(sent)
     if expected:
         assert sent.reach.counts == {"pods": 2}
+
+
+def test_rollout_undo_takes_pods_away_but_is_no_mass_delete():
+    body = [{"op": "replace", "path": "/spec/template", "value": {}}]
+    sent = Client(pods("a", "b")).send(op("PATCH", f"{APPS}/deployments/web", body=body, media=JSON_PATCH))
+    assert Impact.DELETE in sent.impacts
+    assert not mass(sent)
 
 
 def test_the_fourth_workload_to_zero():
