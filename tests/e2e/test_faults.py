@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from mitmproxy import hooks
 
+from addons import authenticate, block, classify, guard, upstream
 from tests.e2e import client, gateway, policies
 
 pytestmark = pytest.mark.e2e
@@ -128,6 +130,30 @@ def test_an_exception_at_a_frame(stage, broken, addon, hook):
         # Nothing withheld the frame, and it was judged by everyone else: two lines that fail independently.
         return
     assert "frame-content" not in done.stdout
+
+
+def other_hooks():
+    """Every hook of every addon that the tests above do not break, but those of start and end."""
+    covered = {*REQUEST_HOOKS, *ANSWER_HOOKS, *FRAME_HOOKS}
+    lifecycle = {"load", "configure", "running", "done"}
+    classes = (guard.Guard, guard.LastWord, authenticate.Authenticate, classify.Classify, block.PolicyBlock,
+               upstream.Upstream)  # fmt: skip
+    found = {(c.name, hook) for c in classes for hook in hooks.all_hooks if hasattr(c, hook) and hook not in lifecycle}
+    return sorted(found - covered)
+
+
+@pytest.mark.parametrize(("addon", "hook"), other_hooks())
+def test_an_exception_in_any_other_hook_lets_nobody_in(stage, broken, addon, hook):
+    broken(addon, hook)
+    refused = [({}, None), ({"Impersonate-User": "root"}, stage.token), ({}, "no-token-of-ours")]
+    for headers, token in refused:
+        name = next(NAMES)
+        answer = client.request(
+            stage.gateway.port, stage.gateway.ca_file, "POST", "/api/v1/namespaces/shop/configmaps",
+            token=token, headers=headers, body={"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}},
+        )  # fmt: skip
+        assert answer.status in (0, 401, 403, 502, 503)
+        assert not stage.exists(name)
 
 
 SCRIPTS = ["guard", "authenticate", "classify", "block", "upstream"]
