@@ -19,7 +19,7 @@ def test_of(source: Path) -> Path:
     return ROOT / "tests" / below.parent / f"test_{below.name}"
 
 
-test_of.__test__ = False  # type: ignore[attr-defined]
+test_of.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)

@@ -118,7 +118,7 @@ def test(paths: Sequence[Path], screen: "_Screen") -> int:
     return 1 if failed else 0
 
 
-test.__test__ = False  # type: ignore[attr-defined]
+test.__test__ = False  # type: ignore[attr-defined]  # for pytest, which would take it for a test
 
 
 def explain_request(identity: Identity, paths: Sequence[Path], words: Sequence[str], screen: "_Screen") -> int:
