@@ -269,7 +269,7 @@ def test_command_of_an_exec():
     [
         pytest.param("Helm/3.18.4", "helm", id="helm"),
         pytest.param(
-            "kubernetes-mcp-server/v0.0.67 (linux/amd64) claude/1", "MCP server kubernetes-mcp-server", id="mcp"
+            "kubernetes-mcp-server/v0.0.67 (linux/amd64) host/1", "MCP server kubernetes-mcp-server", id="mcp"
         ),
         pytest.param("operator/v0.0.0 (linux/amd64) kubernetes/$Format", "client-go program operator", id="client-go"),
         pytest.param("python-requests/2.32", "program python-requests", id="program"),
