@@ -427,8 +427,11 @@ class LastWord:
         message = flow.websocket.messages[-1]
         if known.judged >= self.guard.stack.frame or message.content == known.last_words != b"":
             message.dropped = False
-        elif not known.last_words:
-            cutting.cut(flow, ANSWER_NOT_JUDGED)
+        else:
+            message.dropped = True  # the guard's own hook may be what failed, so it is said again here
+            if not known.last_words:
+                cutting.cut(flow, ANSWER_NOT_JUDGED)
+        known.judged = set()  # stamps are for one frame: an exception before the next must not find these
         del flow.websocket.messages[:-1]  # mitmproxy keeps all of them in memory
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
@@ -443,7 +446,7 @@ class LastWord:
             message.content = b""
             if (origin := self.guard.upgraded.get(flow.client_conn.id)) is not None:
                 cutting.cut(origin, ANSWER_NOT_JUDGED)
-        known.answer = None
+        known.answer, known.judged = None, set()
         del flow.messages[:-1]
 
     def client_disconnected(self, client: connection.Client) -> None:

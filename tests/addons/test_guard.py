@@ -267,6 +267,19 @@ def test_a_frame_is_dropped_until_it_is_judged(stacked):
     assert len(flow.websocket.messages) == 1  # memory stays flat
 
 
+def test_stamps_of_the_last_frame_do_not_pass_the_next(stacked):
+    """The guard's hook raised, so nothing was withheld and every later script was skipped."""
+    first, last = stacked
+    flow = tflow.twebsocketflow()
+    first.websocket_message(flow)
+    facts.of(flow).judged |= stack.FULL.frame
+    last.websocket_message(flow)
+    flow.websocket.messages[-1].dropped = False
+    facts.of(flow).last_words = b"other"  # no cut from here: this test has no connection
+    last.websocket_message(flow)
+    assert flow.websocket.messages[-1].dropped
+
+
 def test_raw_bytes_without_a_judged_request_are_cut_off(stacked):
     first, _ = stacked
     flow = tflow.ttcpflow()
