@@ -2,9 +2,9 @@
 Block: ask the policy what to do with the operation, and answer 403 when it is not allow.
 
 Judged from the verified identity and from what the request does; what the client claims of
-itself can only make it stricter. Rule format: policies/README.md. What a rule holds is
-refused too, with a sentence that says so, until approvals can ask somebody. What is allowed is
-taken from the budgets before it goes on, and given back when the API server did nothing.
+itself can only make it stricter. Rule format: policies/README.md. What a rule holds is left to
+addons/approve.py, or refused where that is not in the stack. What may go on is taken from the
+budgets before it does, and given back when the API server did nothing.
 """
 
 import asyncio
@@ -12,15 +12,18 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx, exceptions, http
 
-from addons.core import admission, budgets, facts, policy, policyfile, status
+from addons.core import admission, budgets, facts, policy, policyfile, stack, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
 from addons.mitm import answers, options
+from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, objects, store
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,7 @@ class PolicyBlock:
         self.seen: policyfile.Fingerprint = ()  # what the files looked like at the last attempt to load them
         self.watcher: asyncio.Task[None] | None = None
         self.clock = clock
+        self.asks = False  # whether approve is in the stack; direction: what is held is refused here
         self.server: apiserver.ApiServer | None = None  # direction: without one, no object can be fetched
         self.store: store.Store | None = None  # direction: no store, nothing passes that a budget counts
         self.state = ""
@@ -60,6 +64,9 @@ class PolicyBlock:
         options.declare_kubeconfig(loader)
 
     def configure(self, updated: set[str]) -> None:
+        if "tollgate_stack" in updated:
+            # An option of the guard's: without a guard nobody demands the stamp of approve.
+            self.asks = "approve" in stack.parse(ctx.options.tollgate_stack).addons
         if "tollgate_state" in updated and (ctx.options.tollgate_state != self.state or self.store is None):
             self.open_store(ctx.options.tollgate_state)
         if "tollgate_kubeconfig" in updated:
@@ -172,6 +179,7 @@ class PolicyBlock:
             return None  # refused by an earlier addon, whose answer stands
         operation = known.need_operation()
         identity = known.identity or ANONYMOUS  # authenticate is not in this stack
+        known.policies = self.current
         try:
             verdict = self.evaluate(identity, operation)
         except admission.NeedsObjects as needs:
@@ -179,17 +187,27 @@ class PolicyBlock:
             return self.look(flow, known, identity, operation, needs, self.policy)
         return self.act(flow, known, identity, operation, verdict)
 
+    def current(self) -> policy.PolicySet:
+        return self.policy
+
     def act(
-        self, flow: http.HTTPFlow, known: facts.Facts, identity: Identity, operation: Operation, verdict: Verdict
+        self,
+        flow: http.HTTPFlow,
+        known: facts.Facts,
+        identity: Identity,
+        operation: Operation,
+        verdict: Verdict,
+        fetched: admission.Objects | None = None,
     ) -> Coroutine[Any, Any, None] | None:
         """Do what the verdict says; the rest of it, when something must be waited for."""
         known.verdict = verdict
         for observed in verdict.observed:
             logger.info("observed: %s", policy.line(observed, identity, operation))
         logger.info("%s", policy.line(verdict, identity, operation))
-        if verdict.action is not Action.ALLOW:
+        if verdict.action is Action.DENY or (verdict.action is Action.HOLD and not self.asks):
             answers.refuse(flow, self.name, policy.refusal(verdict, identity, operation))
             return None
+        known.judge_again = partial(self.evaluate, identity, operation, fetched)
         charges = self.charges(verdict, identity, operation)
         if charges:
             return self.spend(flow, known, identity, operation, charges)
@@ -215,9 +233,10 @@ class PolicyBlock:
             needs = admission.NeedsObjects(needs.names, admission.NONE)
         fetched = await self.fetch(flow, identity, operation, needs)
         if isinstance(fetched, admission.ServerRefusal):
-            relay(flow, self.name, fetched)
+            answers.relay(flow, self.name, fetched)
             return
-        rest = self.act(flow, known, identity, operation, self.evaluate(identity, operation, fetched, policies))
+        verdict = self.evaluate(identity, operation, fetched, policies)
+        rest = self.act(flow, known, identity, operation, verdict, fetched)
         if rest is not None:
             await rest
 
@@ -268,9 +287,13 @@ class PolicyBlock:
             if charges.enforced:
                 reservation = await self.reserve(charges.enforced, now)
                 if reservation.over:
-                    known.verdict = verdict = budgets.verdict(reservation.over, revision, now)
-                    logger.info("%s", policy.line(verdict, identity, operation))
-                    refusal = budgets.refusal(verdict)
+                    over = budgets.verdict(reservation.over, revision, now)
+                    logger.info("%s", policy.line(over, identity, operation))
+                    if over.action is Action.HOLD and self.asks:
+                        hold(known, over)
+                    else:
+                        known.verdict = over
+                        refusal = budgets.refusal(over)
                 else:
                     reserved.append(reservation.id)
         except store.StoreError as e:
@@ -325,34 +348,30 @@ class PolicyBlock:
             logger.error("state: %s; what was not used stays counted", e)
 
 
-def went_upstream(known: facts.Facts) -> bool:
-    """Whether the API server may have got it: released by the guard; in a stack without one, not refused by any."""
-    return known.released if known.refusal is not None else not known.answered_by
+def hold(known: facts.Facts, over: Verdict) -> None:
+    """
+    Over a budget that asks: its hold beside those of the rules. Nothing is taken, the yes counts instead.
+
+    When the verdict is asked for again, the budget still asks: what became free meanwhile is others'.
+    """
+    judge = known.judge_again
+    known.verdict = with_holds(known.verdict, over)
+    known.judge_again = (lambda: with_holds(judge(), over)) if judge is not None else None
 
 
-def connected(flow: http.HTTPFlow) -> bool:
-    """Whether there was a connection to send it on. Until one is open, a flow has the mere address."""
-    server = flow.server_conn
-    return server.timestamp_tcp_setup is not None and (not server.tls or server.timestamp_tls_setup is not None)
+def with_holds(verdict: Verdict, over: Verdict) -> Verdict:
+    """An allowed or held operation, held by a budget as well; a denied one stays denied."""
+    if verdict.action is Action.DENY:
+        return verdict
+    holds = (*verdict.holds, *over.holds)
+    first = verdict if verdict.action is Action.HOLD else over
+    return replace(first, action=Action.HOLD, holds=holds, observed=verdict.observed)
 
 
 def log_files(policies: policy.PolicySet) -> None:
     """What was loaded, to be compared with what was reviewed."""
     for name, digest in policies.files.items():
         logger.info("policies: %r is sha256:%s…", name, digest)
-
-
-def relay(flow: http.HTTPFlow, by: str, refusal: admission.ServerRefusal) -> None:
-    """
-    What the API server said to the preview, word for word: it is what the request would have got.
-
-    No headers of its answer: a Retry-After makes clients try again.
-    """
-    flow.response = http.Response.make(
-        refusal.code, refusal.body, {"Content-Type": "application/json", "Tollgate-Reason": "api-server"}
-    )
-    facts.of(flow).answered_by = by
-    logger.info("refused %s: %r by the API server, before it was sent", refusal.code, flow.request.method)
 
 
 addons = [PolicyBlock()]

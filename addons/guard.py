@@ -19,6 +19,7 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.core import canonical, facts, headers, limits, requestinfo, stack, status
+from addons.core.model import Action
 from addons.mitm import (
     answers,
     backpressure,
@@ -26,6 +27,7 @@ from addons.mitm import (
     cutting,
     errors,
     goaway,
+    inside,
     listening,
     logs,
     options,
@@ -344,7 +346,7 @@ class LastWord:
     def server_connect(self, data: ServerConnectionHookData) -> None:
         # Whatever a flow was made to say, there is one place to go.
         mode = data.client.proxy_mode
-        if data.server.address != getattr(mode, "address", None):
+        if data.server.address not in (getattr(mode, "address", None), inside.address()):
             data.server.error = "tollgate: only the API server is connected to"
 
     def request(self, flow: http.HTTPFlow) -> None:
@@ -354,6 +356,9 @@ class LastWord:
             if known.sealed is not None and known.sealed != seal(flow.request):
                 flow.response = answers.response(CHANGED)
                 logger.error("refused %r: it was changed after the verdict", flow.request.method)
+            elif known.verdict.action is Action.HOLD and not known.approval:
+                # The stamp of approve says the same; what a human must agree to has two locks.
+                logger.error("refused %r: it is held and nobody approved it", flow.request.method)
             else:
                 known.released, flow.response = True, None
         elif flow.response is None:

@@ -116,6 +116,12 @@ class Upstream:
     def prepare(self, flow: http.HTTPFlow, known: facts.Facts) -> status.Refusal | None:
         """Turn the client's request into ours; or say why not."""
         request, server = flow.request, self.server
+        if known.served_here is not None:
+            # For a server in this process: no credential, and no header but those it was given.
+            if (request.scheme, request.host, request.port) != ("http", *known.served_here):
+                return NOT_THIS_SERVER
+            known.audit_id = known.audit_id or str(uuid.uuid4())
+            return None
         if server is None:
             return NO_CREDENTIAL
         where = server.endpoint
@@ -134,7 +140,7 @@ class Upstream:
             who = upstreamrequest.impersonation(known.need_identity(), self.forward_extra) if self.impersonate else []
         except status.Refused as e:
             return e.refusal
-        known.audit_id = str(uuid.uuid4())
+        known.audit_id = known.audit_id or str(uuid.uuid4())  # approve may have spent an approval under it
         fields = upstreamrequest.allowed(request.headers.fields, upgrade)
         fields += upstreamrequest.ours(known.audit_id, flow.client_conn.peername[0])
         fields += who
@@ -157,7 +163,7 @@ class Upstream:
             logger.error("the API server refused the gateway's own credential")
             self.renew()
         # Watches, logs -f and large lists go on as they come: buffered, a watch would hang for ever.
-        flow.response.stream = flow.response.status_code != 101
+        flow.response.stream = flow.response.status_code != 101 and not known.whole
         known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:

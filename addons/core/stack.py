@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # In the order of the way of a request. The guard is always first and not part of the choice.
-ORDER = ("authenticate", "classify", "block", "upstream")
+ORDER = ("authenticate", "classify", "block", "approve", "upstream")
 
 # The hooks that each addon stamps. An addon that does work in a hook stamps that hook:
 # mitmproxy logs an exception and goes on, and skips the same hook of every later script.
@@ -16,6 +16,7 @@ STAMPS: Mapping[str, frozenset[str]] = {
     "authenticate": frozenset({"requestheaders", "request"}),
     "classify": frozenset({"request"}),
     "block": frozenset({"request"}),
+    "approve": frozenset({"request", "responseheaders", "response"}),
     "upstream": frozenset({"request", "responseheaders", "response"}),
 }
 

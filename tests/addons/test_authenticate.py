@@ -319,6 +319,23 @@ async def test_which_issuers(files, changes, listed, cluster):
 
 
 @pytest.mark.parametrize(
+    ("audiences", "said"),
+    [
+        pytest.param("[tollgate]", 1, id="approvers have no audience"),
+        pytest.param("[tollgate, tollgate-approver], audienceMatchPolicy: MatchAny", 0, id="they have"),
+    ],
+)
+async def test_an_issuer_without_approvers_is_named_once(files, caplog, audiences, said):
+    (files / "auth.yaml").write_text(AUTH.replace("[tollgate]", audiences))
+    addon = authenticate.Authenticate()
+    with caplog.at_level(logging.INFO), taddons.context(addon) as context:
+        options = {"tollgate_kubeconfig": str(files / "kubeconfig"), "tollgate_auth": str(files / "auth.yaml")}
+        context.configure(addon, **options)
+        context.configure(addon, **options)  # the same again
+    assert caplog.text.count("nobody from https://a.example can decide approvals") == said
+
+
+@pytest.mark.parametrize(
     ("changes", "says"),
     [
         pytest.param({"tollgate_auth": "absent.yaml"}, "tollgate_auth: .*absent.yaml", id="no file"),

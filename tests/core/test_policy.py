@@ -109,6 +109,22 @@ def test_every_hold_is_kept():
     assert (verdict.policy, verdict.rule) == ("a", "r0")
 
 
+@pytest.mark.parametrize(
+    ("rules", "action"),
+    [
+        pytest.param([allow(), hold()], Action.ALLOW, id="a hold"),
+        pytest.param(
+            [allow(), hold(impacts=["write"], resources=["*.tollgate.dev"])], Action.ALLOW, id="that means it"
+        ),
+        pytest.param([allow(), deny()], Action.DENY, id="a deny denies"),
+        pytest.param([hold()], Action.DENY, id="nothing allows it"),
+    ],
+)
+def test_to_approve_is_never_held(rules, action):
+    approve = operation("patch", "approvals", "", "apr-x", group="tollgate.dev")
+    assert one(*rules).evaluate(PERSON, approve).action is action
+
+
 def test_a_verdict_names_its_source():
     policies = one({**deny(), "message": "No."})
     assert policies.evaluate(AGENT, GET) == Verdict(Action.DENY, "r0", "p", policies.revision, "No.")
