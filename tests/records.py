@@ -11,7 +11,9 @@ from addons.core.virtualapi import Viewer
 NOW = 1_800_000_000.0
 UID = "6f1c3a52-0000-4000-8000-000000000001"
 
-AGENT = Identity("tollgate:ci-agent", uid="u1", groups=("agents", "bots"), issuer="https://issuer", credential_id="jti-1")
+AGENT = Identity(
+    "tollgate:ci-agent", uid="u1", groups=("agents", "bots"), issuer="https://issuer", credential_id="jti-1"
+)
 OTHER_AGENT = Identity("other-agent", uid="u2", groups=("agents",))
 ONCALL = "platform-oncall"
 
@@ -65,7 +67,18 @@ def record(name: str = "apr-7f3k", *holds: Hold, now: float = NOW, **fields: Any
 
 def access_request(name: str = "acr-1", now: float = NOW, **fields: Any) -> Record:
     access = Access(("delete",), ("pods",), "shop", 1800, "clean up after the load test")
-    return record(name, now=now, access=access, command="", items=(), preview=Preview(), verb="", resource="", impacts=(), **fields)
+    return record(
+        name,
+        now=now,
+        access=access,
+        command="",
+        items=(),
+        preview=Preview(),
+        verb="",
+        resource="",
+        impacts=(),
+        **fields,
+    )
 
 
 def approved(one: Record, now: float = NOW + 5, who: str = "alice") -> Record:

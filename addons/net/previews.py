@@ -36,7 +36,7 @@ ACCOUNTS = 2  # ServiceAccounts whose rights are asked for; a pod has one
 _OBJECT = frozenset({"object"})
 # What a result is a digest of, where it is not the dry run's.
 _LIVE, _ABSENT, _POD, _UIDS = "live:", "live:absent", "pod:", "uids:"
-_NAMED = (("", "/apis/apps/v1", "deployments"), ("", "/api/v1", "pods"))
+_NAMED = (("/apis/apps/v1", "deployments"), ("/api/v1", "pods"))  # what people know a namespace by
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ class Previewer:
         }
         if is_namespace:
             asked["claims"] = self._claims(name)
-            asked |= {resource: self._names(root, resource, name) for _, root, resource in _NAMED}
+            asked |= {resource: self._names(root, resource, name) for root, resource in _NAMED}
         got = await _all(asked, clock)
         live = _had(got["live"], clock)
         if _is_absent(live):
@@ -200,7 +200,7 @@ class Previewer:
             notes += _claims_notes(got["claims"])
         own = commands.full_resource(operation.info.api_group, operation.info.resource)
         counts = {own: 1, **{kind: count for kind, count in content.counts.items() if count > 0}}
-        names = [one for _, _, kind in _NAMED for one in _or_empty(got.get(kind))]
+        names = [one for _, kind in _NAMED for one in _or_empty(got.get(kind))]
         if counted is not None:
             names += commands.names_of([item.target for item in counted.items])
         shown = self._shown(reach=Reach(counts, (), content.exact), names=names, notes=notes)
@@ -518,10 +518,8 @@ def _same_result(operation: Operation, item: Item, got: Any, plan: Plan, late: s
 
 def _same_content(item: Item, before: Mapping[str, int] | None, got: Any, drift: int) -> Checked:
     found, now = _content(got)
-    if found is None:
-        return Checked(unknown="what is in it cannot be counted now")
     if item.result.startswith(_UIDS):
-        if not now.exact or found.counts:
+        if found is None or not now.exact or found.counts:
             return Checked(unknown="what is in it cannot be listed now")
         if item.result != _UIDS + digests.uids(one.uid for one in found.items):
             return Checked(why="other objects are in it than were shown")

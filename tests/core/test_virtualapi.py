@@ -107,7 +107,12 @@ def test_what_is_not_served(method, target, code):
 
 
 def test_targets_with_two_readings_are_refused():
-    for target in (f"{BASE}//approvals", f"{BASE}/approvals/", f"{BASE}/%61pprovals", f"{BASE}/approvals?watch=1&watch=0"):
+    for target in (
+        f"{BASE}//approvals",
+        f"{BASE}/approvals/",
+        f"{BASE}/%61pprovals",
+        f"{BASE}/approvals?watch=1&watch=0",
+    ):
         with pytest.raises(Refused):
             read("GET", target, "")
 
@@ -314,7 +319,9 @@ DENIED = replace(NEW, name="old", phase=Phase.DENIED, decided=NOW - 100, message
         pytest.param([replace(NEW, name="old")], 1, "asked already, as old", id="the same is pending"),
         pytest.param([replace(NEW, name="old", expires=NOW - 1)], 0, "", id="and is over"),
         pytest.param([replace(NEW, digest="x")], 1, "", id="another is pending"),
-        pytest.param([DENIED], 0, "was denied by alice a short while ago .old.; it can be asked again in 13m", id="denied"),
+        pytest.param(
+            [DENIED], 0, "was denied by alice a short while ago .old.; it can be asked again in 13m", id="denied"
+        ),
         pytest.param([replace(DENIED, decided=NOW - 900)], 0, "", id="denied long ago"),
         pytest.param([], 5, "you have 5 approvals pending", id="too many"),
     ],

@@ -19,7 +19,12 @@ def legacy(*names):
 def aggregated(*names, version="v2"):
     items = [{"metadata": {"name": n, "creationTimestamp": None}, "versions": [{"version": "v1"}]} for n in names]
     return json.dumps(
-        {"kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{version}", "metadata": {}, "items": items}
+        {
+            "kind": "APIGroupDiscoveryList",
+            "apiVersion": f"apidiscovery.k8s.io/{version}",
+            "metadata": {},
+            "items": items,
+        }
     ).encode()
 
 

@@ -16,7 +16,8 @@ from tests.records import NOW, approved, hold, record
 KUBECTL = (
     "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"
 )
-METADATA_CLIENT = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata{};g=meta.k8s.io;v=v1,application/json"
+_METADATA = "as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
+METADATA_CLIENT = f"application/vnd.kubernetes.protobuf;{_METADATA},application/json;{_METADATA}"
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,11 @@ def test_everywhere_is_said():
         pytest.param(records.grant(), NOW + 1800, "Expired", "False", id="its time is over"),
         pytest.param(approvals.revoke(records.grant(), "bob", NOW + 5), NOW + 6, "Revoked", "False", id="revoked"),
         pytest.param(
-            approvals.revoke(records.grant(), "bob", NOW + 5), NOW + 9999, "Revoked", "False", id="revoked, and long over"
+            approvals.revoke(records.grant(), "bob", NOW + 5),
+            NOW + 9999,
+            "Revoked",
+            "False",
+            id="revoked, and long over",
         ),
     ],
 )

@@ -95,7 +95,9 @@ class Front:
         return serve
 
     async def _relay(self, request, url, headers, body, context) -> web.StreamResponse:
-        async with self.client.request(request.method, URL(url, encoded=True), headers=headers, data=body or None, ssl=context or True) as answer:
+        async with self.client.request(
+            request.method, URL(url, encoded=True), headers=headers, data=body or None, ssl=context or True
+        ) as answer:
             kept = {k: v for k, v in answer.headers.items() if k.lower() in ("content-type", "etag", "warning")}
             response = web.StreamResponse(status=answer.status, headers=kept)
             response.enable_chunked_encoding()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
 from dataclasses import replace
@@ -330,7 +331,9 @@ async def test_a_decision(desk):
         pytest.param("application/strategic-merge-patch+json", YES, id="strategic"),
         pytest.param(MERGE, YES, id="merge"),
         pytest.param(
-            "application/json-patch+json", [{"op": "add", "path": "/spec/decision", "value": "Approved"}], id="JSON patch"
+            "application/json-patch+json",
+            [{"op": "add", "path": "/spec/decision", "value": "Approved"}],
+            id="JSON patch",
         ),
     ],
 )
@@ -357,7 +360,9 @@ async def test_an_update_decides(desk):
         pytest.param(Viewer(records.AGENT, agent=False), "nobody decides what he asked", id="the requester"),
         pytest.param(approver(now=NOW - 5000), "your login is older", id="an old login"),
         pytest.param(
-            Viewer(replace(approver().identity, audiences=("tollgate",)), agent=False), "needs a token", id="no audience"
+            Viewer(replace(approver().identity, audiences=("tollgate",)), agent=False),
+            "needs a token",
+            id="no audience",
         ),
         pytest.param(replace(STRANGER, auditor=True), "none of its approvers", id="an auditor"),
     ],
@@ -394,7 +399,7 @@ async def test_what_may_not_be_patched(desk, body, kind, code):
 async def test_a_compressed_body_is_not_read(desk):
     await desk.book.add(APPROVALS, record())
     code, _ = await desk.ask(
-        approver(), "PATCH", "approvals/apr-7f3k", b"\x1f\x8b", **{"Content-Encoding": "gzip"}
+        approver(), "PATCH", "approvals/apr-7f3k", gzip.compress(json.dumps(YES).encode()), **{"Content-Encoding": "gzip"}
     )  # fmt: skip
     assert code == 400
 
