@@ -240,8 +240,7 @@ class _Lane:
             await self.channel.deliver(sending.notice)
         except Undelivered as e:
             why, final = str(e), e.final
-        except Exception as e:
-            # Its own text may have the address in it, and so may a traceback.
+        except Exception as e:  # noqa: BLE001 -- its own text may have the address in it, and so may a traceback
             why, final = type(e).__name__, False
         else:
             logger.info("notify %s: told of %s", name, what)
