@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from addons.core import admission, approvals, digests, holding, policy, status
-from addons.core.approvals import Asked, Item, Phase, Record, Requester
+from addons.core.approvals import Asked, Grant, Item, Phase, Record, Requester
 from addons.core.holding import What
 from addons.core.model import Action, Identity, Operation, Verdict
 from addons.core.tokens import TokenError
@@ -31,6 +31,7 @@ from addons.net.store import StoreError
 logger = logging.getLogger(__name__)
 
 LOOK = 0.25  # seconds between looks whether the client is still there
+MAX_ITEMS = 1000  # requests of one approval: each use writes the whole record; what is beyond asks once more
 REMEMBERED = 10_000  # commands that have waited once
 FALLBACK = 60.0  # seconds in which an SPDY exec is the second try of a WebSocket that was held
 
@@ -113,6 +114,9 @@ class Desk:
     async def _hold(self, case: Case) -> Outcome:
         now = self.clock()
         who = approvals.requester(case.identity)
+        if not case.verdict.holds:
+            # direction: nobody can say yes to a hold that names no rule, so it is not satisfied by nothing
+            return refused(holding.unavailable("which rule holds this is not known"))
         needed, grants = holding.unsatisfied(case.verdict.holds, self.book.grants(who.key), case.operation, now)
         if not needed:
             return Outcome(by=", ".join(grant.name for grant in grants))
@@ -148,6 +152,11 @@ class Desk:
             again = holding.choose(self.book.by_digest(who.key, digest), digest, wanted, self.clock())
             if again.record is not None and again.what in (What.WAIT, What.RELEASE):
                 return again.record
+            if again.record is not None and again.what is What.REFUSE:
+                # Denied while this one stood in the queue: a no to the same question counts for it too.
+                return refused(holding.ended(again.record, self.clock(), approvals.limits(wanted)[2]), again.record)
+            if self.stopping:
+                return refused(holding.STOPPING)
             if case.left():
                 return refused(holding.GONE)
             too_many = holding.too_many(self.book.pending(who.key), wanted)
@@ -301,11 +310,15 @@ class Desk:
         if verdict.action is Action.DENY:
             await self._void(record, "the policy denies it now")
             return Outcome(policy.refusal(verdict, identity, case.operation), record=record, verdict=verdict)
-        needed, _ = holding.unsatisfied(verdict.holds, self.book.grants(record.requester.key), case.operation, now)
-        if not needed:
+        if verdict.action is Action.ALLOW:
             # Nobody needs to be asked any more, and the yes to it is not kept for another day.
             await self._void(record, "the policy asks no more")
             return Outcome(by=holding.NOT_ASKED, verdict=verdict)
+        if not verdict.holds:
+            return refused(holding.unavailable("which rule holds this is not known"), record)  # as above
+        needed, grants = holding.unsatisfied(verdict.holds, self.book.grants(record.requester.key), case.operation, now)
+        if not needed:
+            return await self._covered(case, record, grants, digest, verdict)
         wanted = holding.asked(needed, identity)
         if not holding.same_rules(record, wanted):
             return await self._anew(case, record, wanted, digest, "the policy asks for something else now")
@@ -318,6 +331,20 @@ class Desk:
         if changed.why:
             return await self._anew(case, record, wanted, digest, changed.why)
         return await self._spend(case, record, digest)
+
+    async def _covered(
+        self, case: Case, record: Record, grants: Sequence[Grant], digest: str, verdict: Verdict
+    ) -> Outcome:
+        """Grants open all the rules now; the one that this very yes made may be among them."""
+        names = ", ".join(grant.name for grant in grants)
+        if record.name in {grant.source for grant in grants}:
+            with contextlib.suppress(Missing, approvals.NotAllowed):
+                await self.book.step(
+                    APPROVALS, record.name, lambda kept: approvals.use(kept, digest, case.audit_id, self.clock())
+                )
+        else:
+            await self._void(record, f"{names} opens the rule")
+        return Outcome(by=names, verdict=verdict)
 
     async def _spend(self, case: Case, record: Record, digest: str) -> Outcome:
         # Look, consume, look again, give back: a client that is gone must not write.
@@ -371,7 +398,7 @@ def items_of(case: Case, digest: str, seen: Seen) -> tuple[Item, ...]:
     operation = case.operation
     own = Item(digest, operation.summary or policy.describe(operation), seen.uid, seen.resource_version, seen.result)
     others = [item for item in seen.items if item.digest != digest]
-    return (own, *others) if len(others) < len(seen.items) else (own,)
+    return (own, *others[: MAX_ITEMS - 1]) if len(others) < len(seen.items) else (own,)
 
 
 def drift_of(record: Record) -> int:

@@ -141,7 +141,7 @@ class Notifier:
                 lane.put(record, notice)
         except Exception:
             # Direction: a question that nobody was told of is asked all the same.
-            logger.exception("no notification of %s", record.name)
+            logger.exception("no notification of %s", getattr(record, "name", record))
 
     async def stop(self) -> None:
         """What has not been tried yet gets a moment. Idempotent."""
@@ -202,7 +202,9 @@ class _Lane:
             sending = await self._next()
             if sending is None:
                 return
-            if not self._is_over(sending):
+            if self._is_over(sending):
+                logger.info("notify %s: %s is over, nobody needs to be told", self.channel.name, sending.notice.name)
+            else:
                 await self._try(sending)
 
     async def _next(self) -> _Sending | None:

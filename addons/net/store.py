@@ -685,7 +685,10 @@ def _code(error: BaseException) -> int:
 
 
 def _damaged(name: str) -> str:
-    return f"{name} is damaged; restore it, or move it and its -wal and -shm files away and all counts begin anew"
+    return (
+        f"{name} is damaged; restore it, or move it and its -wal and -shm files away: "
+        "then all counts begin anew and no approval is known any more"
+    )
 
 
 def _sentence(name: str, error: BaseException) -> str:

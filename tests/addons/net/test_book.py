@@ -10,6 +10,7 @@ import random
 import sqlite3
 import time
 import uuid
+from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 
 import pytest
@@ -67,6 +68,12 @@ def use(digest="d1", audit_id="audit"):
 
 def note(text):
     return lambda entry: dataclasses.replace(entry, message=text)
+
+
+async def soon[T](awaited: Awaitable[T]) -> T:
+    """A test that waits in vain fails; it does not hang."""
+    async with asyncio.timeout(10):
+        return await awaited
 
 
 class Clock:
@@ -394,7 +401,7 @@ async def test_waiting_for_a_change(book):
     waiting = asyncio.ensure_future(book.changed(APPROVALS, "apr-1", made.revision, 10))
     await asyncio.sleep(0)
     done = await book.step(APPROVALS, "apr-1", yes)
-    assert await waiting == done
+    assert await soon(waiting) == done
     assert await book.changed(APPROVALS, "apr-1", made.revision, 10) == done  # at once
 
 
@@ -420,7 +427,7 @@ async def test_waiting_for_a_removal(book):
     waiting = asyncio.ensure_future(book.changed(APPROVALS, "apr-1", made.revision, 10))
     await asyncio.sleep(0)
     gone = await book.remove(APPROVALS, "apr-1")
-    assert await waiting == gone
+    assert await soon(waiting) == gone
     assert (await book.changed(APPROVALS, "apr-1", made.revision, 10)).deleted
 
 
@@ -430,7 +437,7 @@ async def test_waiting_in_vain(book):
     await asyncio.sleep(0)
     await book.add(APPROVALS, record("apr-2"))
     before = asyncio.get_running_loop().time()
-    assert await waiting is None
+    assert await soon(waiting) is None
     assert asyncio.get_running_loop().time() - before > 0.02
     assert await book.changed(APPROVALS, "apr-1", made.revision, 0) is None
     assert not book._waiters
@@ -443,7 +450,7 @@ async def test_a_change_elsewhere_is_seen_soon_while_somebody_waits(book, elsewh
     await asyncio.sleep(0.005)
     done = await elsewhere.step(APPROVALS, "apr-1", yes)
     before = asyncio.get_running_loop().time()
-    assert await waiting == done
+    assert await soon(waiting) == done
     assert asyncio.get_running_loop().time() - before < 0.3  # 20 ms and what a busy machine adds
 
 
@@ -461,7 +468,7 @@ async def test_who_waits_when_it_stops_gets_nothing(book):
     waiting = asyncio.ensure_future(book.changed(APPROVALS, "apr-1", made.revision, 60))
     await asyncio.sleep(0)
     await book.stop()
-    assert await waiting is None
+    assert await soon(waiting) is None
     assert await book.changed(APPROVALS, "apr-1", made.revision, 60) is None
 
 
@@ -477,8 +484,7 @@ async def test_who_waits_and_is_cancelled_leaves_nothing_behind(book):
 
 
 async def take(following, many):
-    async with asyncio.timeout(10):
-        return [await anext(following) for _ in range(many)]
+    return [await soon(anext(following)) for _ in range(many)]
 
 
 async def test_followed_from_a_revision_on(book):
@@ -511,7 +517,9 @@ async def test_every_change_in_order_of_two_processes(book, elsewhere):
             await asyncio.sleep(0.01)
     assert seen == sorted((c.revision, c.name) for c in made)
     await book.stop()
-    await task  # the end of the book is the end of following
+    await soon(task)  # the end of the book is the end of following
+    with pytest.raises(StopAsyncIteration):
+        await soon(anext(book.follow(book.revision)))
 
 
 async def test_what_was_before_a_restart_can_be_followed(book, file, clock):
@@ -541,7 +549,7 @@ async def test_who_does_not_read_is_dropped(book, monkeypatch):
         await book.add(APPROVALS, record(f"apr-{n}"))
         await take(reading, 1)
     with pytest.raises(Gone, match="too many changes"):
-        await anext(following)
+        await soon(anext(following))
     assert not following._waiting
 
 
@@ -553,7 +561,7 @@ async def test_who_does_not_read_large_ones_is_dropped(book, monkeypatch):
     for n in range(1, 4):
         await book.add(APPROVALS, record(f"apr-{n}", command="x" * 6_000))
     with pytest.raises(Gone):
-        await anext(following)
+        await soon(anext(following))
 
 
 async def test_a_revision_of_another_process_that_is_not_known_here_yet(book, elsewhere):
@@ -561,13 +569,12 @@ async def test_a_revision_of_another_process_that_is_not_known_here_yet(book, el
     following = book.follow(made.revision)
     waiting = asyncio.ensure_future(anext(following))
     second = await elsewhere.step(APPROVALS, "apr-1", yes)
-    async with asyncio.timeout(10):
-        assert (await waiting).revision == second.revision
+    assert (await soon(waiting)).revision == second.revision
 
 
 async def test_a_revision_that_has_not_been(book):
     with pytest.raises(Gone, match="has not been yet"):
-        await anext(book.follow(book.revision + 1000))
+        await soon(anext(book.follow(book.revision + 1000)))
 
 
 async def test_a_follower_that_nobody_holds_costs_nothing(book):
@@ -588,10 +595,10 @@ async def test_removals_that_were_missed(book, kept, caplog):
         await kept.apply([Put(APPROVALS, "apr-3", codec.encode(record("apr-3")))], NOW + store.TOMBSTONES + 100)
     await book.catch_up()
     assert [c.name for c in book.all(APPROVALS)] == ["apr-2", "apr-3"]
-    gone = await waiting
+    gone = await soon(waiting)
     assert (gone.deleted, gone.entry) == (True, record())
     with pytest.raises(Gone, match="may have been missed"):
-        await anext(following)
+        await soon(anext(following))
     with pytest.raises(Gone):
         book.follow(stays.revision)
 
@@ -630,7 +637,7 @@ async def test_the_sweep_wakes_who_waits(book, clock, monkeypatch):
     waiting = asyncio.ensure_future(book.changed(APPROVALS, "apr-1", made.revision, 10))
     await asyncio.sleep(0)
     clock.now = NOW + 900
-    assert (await waiting).entry.phase is Phase.EXPIRED
+    assert (await soon(waiting)).entry.phase is Phase.EXPIRED
 
 
 async def test_what_ended_goes_after_a_day(book, clock):
