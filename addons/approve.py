@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from mitmproxy import command, ctx, exceptions, http
+from mitmproxy import command, connection, ctx, exceptions, http
 from mitmproxy import flow as mitmflow
 
 from addons.core import (
@@ -34,7 +34,7 @@ from addons.core import (
 from addons.core.model import ANONYMOUS, Action, Identity, Impact, Operation
 from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.virtualapi import Viewer
-from addons.mitm import answers, inside, options, wire
+from addons.mitm import answers, cutting, inside, options, wire
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, objects, store
 from addons.net.book import APPROVALS, Book, Missing
@@ -62,7 +62,13 @@ NEVER_HELD = status.Refusal(
     "tollgate: a rule holds requests to tollgate.dev, which would need an approval themselves; have the policy allow "
     "or deny them",
 )
+GRANT_OVER = status.Refusal(
+    403,
+    "grant-over",
+    "tollgate: the grant that let this stream begin is over or was revoked, so the stream ends; ask again",
+)
 HERE = "127.0.0.1"
+SWEEP = 0.5  # seconds between looks at the streams that a grant opened; they end within a second of it
 _ASKING = frozenset({Impact.META, Impact.READ})
 
 
@@ -86,10 +92,14 @@ class Approve:
         self.changes: WeakKeyDictionary[http.HTTPFlow, virtualmerging.Change] = WeakKeyDictionary()
         # What each exchange spent, until it is known whether the API server got it.
         self.spent: WeakKeyDictionary[http.HTTPFlow, Outcome] = WeakKeyDictionary()
+        # Streams that a grant opened: they end with it.
+        self.granted: WeakKeyDictionary[http.HTTPFlow, tuple[approvals.Grant, ...]] = WeakKeyDictionary()
+        self.sweeper: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
     def load(self, loader) -> None:
         wire.install()
+        cutting.install()
         options.declare_kubeconfig(loader)
         options.declare_state(loader)
         loader.add_option(
@@ -134,6 +144,7 @@ class Approve:
         self.desk = Desk(self.book, self.asked, self.clock)
         self.rights = Rights(self.server, frozenset(getattr(ctx.options, "tollgate_forward_extra", ())))
         bind_keys()
+        self.sweeper = asyncio.get_running_loop().create_task(self.keep_sweeping(), name="tollgate ends of grants")
         self.up = True
 
     def ready(self) -> bool:
@@ -141,6 +152,8 @@ class Approve:
         return self.up
 
     async def done(self) -> None:
+        if self.sweeper is not None:
+            self.sweeper.cancel()
         if self.desk is not None:
             # Those who still wait get their answer, while there are connections to send it on.
             await self.desk.end(GOODBYE)
@@ -210,6 +223,8 @@ class Approve:
         known.approval = outcome.by
         if outcome.digest:
             self.spent[flow] = outcome
+        if outcome.grants:
+            self.granted[flow] = outcome.grants
         item = outcome.record.item(outcome.digest) if outcome.record is not None else None
         if deletes and item is not None and item.uid:
             # The object that the approver saw and no other: one of the same name may be there by now.
@@ -344,7 +359,7 @@ class Approve:
             refused_upgrade = bool(known.need_operation().upgrade) and response.status_code != 101
             if not released or refused_upgrade:
                 rest = self.give_back(flow, known, outcome)
-        if flow in self.changes and "etag" in response.headers:
+        if flow in self.changes and response.status_code == 304 and "etag" in response.headers:
             response.headers["etag"] = virtualdiscovery.etag_out(response.headers["etag"])
         known.passed.add((self.name, "responseheaders"))
         return rest
@@ -353,12 +368,9 @@ class Approve:
         known = facts.of(flow)
         change = self.changes.pop(flow, None)
         if change is not None and known.answer is not None and known.answer.status_code in (200, 201):
-            content_type = known.answer.headers.get("content-type", "")
-            try:
-                known.answer.content = change(known.answer.content or b"", content_type)
-            except (virtualdiscovery.NotMerged, ValueError) as e:
-                # Nothing is shown that should not be; clients find our group by asking for it.
-                logger.warning("an answer was passed on without tollgate.dev in it: %s", e)
+            changed(known.answer, change)
+        if answers.code(flow) != 101:  # an upgraded one has only begun
+            self.granted.pop(flow, None)
         known.passed.add((self.name, "response"))
 
     def error(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
@@ -371,6 +383,29 @@ class Approve:
         self.spent.pop(flow, None)
         if self.desk is not None and outcome.record is not None:
             await self.desk.give_back(outcome.record.name, outcome.digest, known.audit_id)
+
+    # ----- streams -----
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        self.granted.pop(flow, None)
+
+    async def keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            try:
+                self.sweep()
+            # An error for one stream must not let all others live for ever.
+            except Exception:
+                logger.exception("ending what ended grants had opened")
+
+    def sweep(self) -> None:
+        """Cut every stream whose grant is over or was revoked."""
+        for flow, grants in list(self.granted.items()):
+            if flow.client_conn.state is connection.ConnectionState.CLOSED:
+                self.granted.pop(flow, None)
+            elif facts.of(flow).released and (self.desk is None or self.desk.ended(grants)):
+                self.granted.pop(flow, None)
+                cutting.cut(flow, GRANT_OVER)
 
     # ----- at the proxy's own console -----
 
@@ -405,6 +440,20 @@ class Approve:
             logger.error("approval %s: %s", name, e)
             return
         logger.warning("approval %s: %s by %s", name, "approved" if approved else "denied", decider.identity.username)
+
+
+def changed(answer: http.Response, change: virtualmerging.Change) -> None:
+    """The API server's page with our group in it, and an ETag of its own."""
+    tag = answer.headers.pop("etag", "")
+    try:
+        answer.content = change(answer.content or b"", answer.headers.get("content-type", ""))
+    except (virtualdiscovery.NotMerged, ValueError) as e:
+        # Nothing is shown that should not be; clients find our group by asking for it. Without the
+        # ETag, or they would keep this page as if ours were in it.
+        logger.warning("an answer was passed on without tollgate.dev in it: %s", e)
+        return
+    if tag:
+        answer.headers["etag"] = virtualdiscovery.etag_out(tag)
 
 
 def bind_keys() -> None:

@@ -97,9 +97,10 @@ def _weight(text: str) -> float:
     return float(text) if re.fullmatch(r"[01](\.[0-9]{0,3})?", text) else 0.0
 
 
-def write(content: Mapping[str, Any], form: Form) -> bytes:
+def write(content: Any, form: Form) -> bytes:
     if form.media_type == YAML:
-        return yaml.safe_dump(dict(content), allow_unicode=True, sort_keys=True).encode()
+        text: str = yaml.dump(content, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=True)
+        return text.encode()
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -121,6 +122,33 @@ def of_list(resource: Resource, contents: Sequence[Content], form: Form, revisio
         items = [_metadata(content, form) for content in contents]
         return {"kind": METADATA_LIST, "apiVersion": form.api_version, "metadata": metadata, "items": items}
     return {"kind": f"{resource.kind}List", "apiVersion": API_VERSION, "metadata": metadata, "items": list(contents)}
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands around the items of a list that is written piece by piece, and has at least one."""
+
+    head: bytes
+    between: bytes
+    tail: bytes
+
+
+def frame(resource: Resource, form: Form, revision: int, now: float) -> Frame:
+    empty = of_list(resource, [], form, revision, now)
+    if form.media_type == YAML:
+        key = "rows" if form.kind == TABLE else "items"
+        del empty[key]
+        return Frame(write(empty, form) + f"{key}:\n".encode(), b"", b"")
+    return Frame(write(empty, form).removesuffix(b"]}"), b",", b"]}")
+
+
+def item(resource: Resource, content: Content, form: Form, now: float) -> bytes:
+    """One item of such a list."""
+    if form.kind == TABLE:
+        content = _row(resource, content, form, now)
+    elif form.kind == METADATA_LIST:
+        content = _metadata(content, form)
+    return write([content], form) if form.media_type == YAML else write(content, form)
 
 
 def bookmark(resource: Resource, form: Form, revision: int, *, initial_end: bool) -> Content:

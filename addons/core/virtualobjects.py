@@ -101,11 +101,32 @@ def of_entry(resource: Resource, entry: Entry, revision: int, now: float, *, red
             "uid": entry.uid,
             "resourceVersion": str(revision),
             "creationTimestamp": time(created),
-            "labels": {PHASE_LABEL: phase, USER_LABEL: label_value(entry.requester.username)},
+            "labels": _labels(entry, phase),
         },
         "spec": plain(spec),
         "status": plain(status),
     }
+
+
+def selectable(entry: Entry, now: float) -> Content:
+    """As much of the object as selectors look at; a list of thousands is not made whole to find one."""
+    spec: Content = {"requester": {"username": entry.requester.username}}
+    if isinstance(entry, Grant):
+        phase = grant_phase(entry, now)
+        spec |= {"namespace": entry.namespace or EVERYWHERE, "source": entry.source}
+    else:
+        phase = approvals.expire(entry, now).phase.value
+        namespace = (entry.access.namespace or EVERYWHERE) if entry.access is not None else entry.namespace
+        spec |= {"namespace": namespace, "verb": entry.verb, "resource": entry.resource}
+    return {
+        "metadata": {"name": entry.name, "labels": _labels(entry, phase)},
+        "spec": plain(spec),
+        "status": {"phase": phase},
+    }
+
+
+def _labels(entry: Entry, phase: str) -> Content:
+    return {PHASE_LABEL: phase, USER_LABEL: label_value(entry.requester.username)}
 
 
 # ----- approvals and access requests -----

@@ -7,8 +7,6 @@ added or deleted: that is how watches with selectors work in Kubernetes.
 
 from collections.abc import Iterable
 
-from addons.core.virtualobjects import Content
-
 ADDED, MODIFIED, DELETED, BOOKMARK, ERROR = "ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"
 
 
@@ -19,14 +17,13 @@ class Shown:
         self._known = set(known)
         self._settled: set[str] = set()
 
-    def event(self, content: Content, *, matches: bool, deleted: bool = False, replayed: bool = False) -> str:
+    def event(self, name: str, *, matches: bool, deleted: bool = False, replayed: bool = False) -> str:
         """
         The type of the event, or "" when this is none to him.
 
         replayed: of a change between the list that he took and the beginning of the watch. What the
         object was before, nobody remembers: he may have it, so he is told when it does not match.
         """
-        name = content["metadata"]["name"]
         had = name in self._known
         unsure = replayed and name not in self._settled
         self._settled.add(name)

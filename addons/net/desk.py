@@ -23,7 +23,7 @@ from addons.core.holding import What
 from addons.core.model import Action, Identity, Operation, Verdict
 from addons.core.tokens import TokenError
 from addons.net import objects
-from addons.net.book import APPROVALS, Book, Change, Missing
+from addons.net.book import APPROVALS, GRANTS, Book, Change, Missing
 from addons.net.issuers import IssuerError
 from addons.net.previews import Previewer, Seen
 from addons.net.store import StoreError
@@ -62,6 +62,7 @@ class Outcome:
     by: str = ""  # names of the approval or grants that let it pass; "" when no rule holds it any more
     record: Record | None = None  # what was spent, or what it waited for
     digest: str = ""
+    grants: tuple[Grant, ...] = ()  # what let it pass, or part of it: a stream ends with the first of them
     verdict: Verdict | None = None  # another than the case's: what the policies say now
 
 
@@ -119,7 +120,7 @@ class Desk:
             return refused(holding.unavailable("which rule holds this is not known"))
         needed, grants = holding.unsatisfied(case.verdict.holds, self.book.grants(who.key), case.operation, now)
         if not needed:
-            return Outcome(by=", ".join(grant.name for grant in grants))
+            return Outcome(by=", ".join(grant.name for grant in grants), grants=grants)
         deadline = self.monotonic() + holding.wait_of(case.operation, needed)
         wanted = holding.asked(needed, case.identity)
         digest = digest_of(case)
@@ -330,7 +331,7 @@ class Desk:
             return refused(holding.unavailable(changed.unknown), record)
         if changed.why:
             return await self._anew(case, record, wanted, digest, changed.why)
-        return await self._spend(case, record, digest)
+        return replace(await self._spend(case, record, digest), grants=grants)
 
     async def _covered(
         self, case: Case, record: Record, grants: Sequence[Grant], digest: str, verdict: Verdict
@@ -344,7 +345,7 @@ class Desk:
                 )
         else:
             await self._void(record, f"{names} opens the rule")
-        return Outcome(by=names, verdict=verdict)
+        return Outcome(by=names, grants=tuple(grants), verdict=verdict)
 
     async def _spend(self, case: Case, record: Record, digest: str) -> Outcome:
         # Look, consume, look again, give back: a client that is gone must not write.
@@ -366,6 +367,12 @@ class Desk:
             await self.give_back(spent.name, digest, case.audit_id)
             return refused(holding.GONE, spent)
         return Outcome(by=spent.name, record=spent, digest=digest)
+
+    def ended(self, grants: Sequence[Grant]) -> bool:
+        """Whether one of these is over or was revoked."""
+        now = self.clock()
+        kept = [self.book.get(GRANTS, grant.name) for grant in grants]
+        return not all(one is not None and isinstance(one.entry, Grant) and one.entry.active(now) for one in kept)
 
     async def give_back(self, name: str, digest: str, audit_id: str) -> None:
         """What was spent never reached the API server. Failing here leaves it spent: the stricter side."""

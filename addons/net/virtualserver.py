@@ -7,12 +7,11 @@ for one request of one viewer, good for once. Who that is stays in this process;
 
 import asyncio
 import contextlib
-import json
 import logging
 import secrets
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from addons.core import (
     approvals,
     bodies,
     canonical,
+    limits,
     status,
     virtualapi,
     virtualchanges,
@@ -38,7 +38,7 @@ from addons.core.virtualstatus import Failure, Problem
 from addons.net import book as books
 from addons.net.book import Book, Change
 from addons.net.store import StoreError
-from addons.net.virtualsight import Sight
+from addons.net.virtualsight import TURN, Sight
 from addons.net.virtualwatching import Watch, expired
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ MAX_BODY = 64 * 1024  # bytes; a decision has 200, an object with a long diff se
 BODY_TIME = 10.0  # seconds; the gateway has the body already
 MAX_WATCHES = 1000
 MAX_WATCHES_EACH = 50  # of one identity: one with a broken client must not keep the approvers out
-WRITE_TIME = 30.0  # seconds that a watcher may take for one event
+WRITE_TIME = 30.0  # seconds that a client may take for one event, or one part of a list
 STOP_TIME = 1.0  # seconds for the answers that are under way
 
 _HEADERS = {"Server": "tollgate", "Cache-Control": "no-cache, private"}
@@ -82,6 +82,7 @@ class VirtualServer:
         self._watches: dict[asyncio.Event, str] = {}  # what ends each, and the key of whose it is
         self._writing: set[asyncio.Task[Any]] = set()
         self._creating = asyncio.Lock()
+        self._strangers = limits.Digest()
 
     async def start(self) -> None:
         """Listen on a free port of 127.0.0.1. Idempotent. Raises OSError."""
@@ -152,7 +153,9 @@ class VirtualServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         viewer = self._viewer(request)
         if viewer is None:
-            logger.warning("virtual API: a request without a valid ticket, from this machine")
+            count = self._strangers.note("no ticket", asyncio.get_running_loop().time())
+            if count:
+                logger.warning("virtual API: %d requests without a valid ticket, from this machine", count)
             return _failure(_NO_TICKET)
         resource, name = "", ""
         try:
@@ -163,6 +166,8 @@ class VirtualServer:
             sight = Sight(self._book, self._clock, viewer)
             if asked.verb == "watch":
                 return await self._watch(request, sight, asked)
+            if asked.verb == "list":
+                return await self._list(request, sight, asked)
             content = await _body(request)
             body = bodies.read(request.headers.get("Content-Type"), content, request.method)
             return await self._answer(sight, asked, body)
@@ -188,8 +193,6 @@ class VirtualServer:
         return _failure(Failure(failure.code, failure.cause, failure.message, resource, name, failure.reason))
 
     async def _answer(self, sight: Sight, call: Call, body: bodies.Body) -> web.Response:
-        if call.verb == "list":
-            return await self._list(sight, call)
         if call.verb == "create":
             return await self._create(sight, call, body)
         if call.verb == "delete":
@@ -219,26 +222,38 @@ class VirtualServer:
         form = virtualforms.of_object(call.resource, content, call.form, sight.clock())
         return _response(code, form, call.form, warnings)
 
-    async def _list(self, sight: Sight, call: Call) -> web.Response:
+    async def _list(self, request: web.BaseRequest, sight: Sight, call: Call) -> web.StreamResponse:
         await self._reach(call)
-        revision = self._book.revision
+        revision, there = self._book.revision, self._book.all(call.resource.plural)
         if call.exact and call.revision != revision:
             raise expired()
-        # Rendered at one moment, before anything else is awaited: this is the list at `revision`.
-        pairs = [
-            (change, sight.content(call.resource, change, hidden=sight.hides(change.entry)))
-            for change in sight.all(call.resource)
-        ]
-        pairs = [pair for pair in pairs if call.selector.matches(pair[1])]
-        if call.form.shows_spec:
-            readable = await sight.readable(change for change, _ in pairs if sight.hides(change.entry))
-            pairs = [
-                (change, sight.content(call.resource, change, hidden=False) if change.name in readable else content)
-                for change, content in pairs
-            ]
-        contents = [content for _, content in pairs]
-        form = virtualforms.of_list(call.resource, contents, call.form, revision, sight.clock())
-        return _response(200, form, call.form)
+        found = await sight.among(there, call.selector)
+        if not found:
+            return _response(
+                200, virtualforms.of_list(call.resource, [], call.form, revision, sight.clock()), call.form
+            )
+        readable = await sight.readable(found) if call.form.shows_spec else frozenset()
+        return await self._stream(request, call.form.media_type, _pieces(sight, call, revision, found, readable))
+
+    async def _stream(
+        self, request: web.BaseRequest, media_type: str, pieces: AsyncGenerator[bytes]
+    ) -> web.StreamResponse:
+        """An answer as it is made. One that fails on its way breaks off: a clean end would say that this was all."""
+        response = web.StreamResponse(headers={**_HEADERS, "Content-Type": media_type})
+        response.enable_chunked_encoding()
+        try:
+            await response.prepare(request)
+            async with contextlib.aclosing(pieces):
+                async for piece in pieces:
+                    async with asyncio.timeout(WRITE_TIME):
+                        await response.write(piece)
+            await response.write_eof()
+        except Exception as e:
+            if request.transport is not None:
+                request.transport.abort()
+            if not isinstance(e, ConnectionError | TimeoutError):
+                logger.exception("virtual API: an answer failed on its way")
+        return response
 
     async def _reach(self, call: Call) -> None:
         """Be at least where the client has been, who may have been told by another process."""
@@ -326,26 +341,37 @@ class VirtualServer:
             raise Problem(503, "too-many-watches", "tollgate: too many watches are open; end some, or try again later")
         await self._reach(call)
         end = asyncio.Event()
-        response = web.StreamResponse(headers={**_HEADERS, "Content-Type": virtualforms.JSON})
-        response.enable_chunked_encoding()
         self._watches[end] = key
         try:
-            await response.prepare(request)
-            async with contextlib.aclosing(Watch(sight, call, end).events()) as events:
-                async for kind, content in events:
-                    line = json.dumps({"type": kind, "object": content}, ensure_ascii=False, separators=(",", ":"))
-                    async with asyncio.timeout(WRITE_TIME):
-                        await response.write(line.encode() + b"\n")
-            await response.write_eof()
-        except Exception as e:
-            # Never a clean end: he would think that he has seen all.
-            if request.transport is not None:
-                request.transport.abort()
-            if not isinstance(e, ConnectionError | TimeoutError):
-                logger.exception("virtual API: a watch failed")
+            return await self._stream(request, virtualforms.JSON, _lines(Watch(sight, call, end)))
         finally:
             del self._watches[end]
-        return response
+
+
+async def _pieces(
+    sight: Sight, call: Call, revision: int, changes: Sequence[Change], readable: frozenset[str]
+) -> AsyncGenerator[bytes]:
+    """A list, some of its items at a time. All of them as they were at that revision."""
+    now = sight.clock()
+    frame = virtualforms.frame(call.resource, call.form, revision, now)
+    piece = frame.head
+    for start in range(0, len(changes), TURN):
+        items = []
+        for change in changes[start : start + TURN]:
+            hidden = sight.hides(change.entry) and change.name not in readable
+            content = sight.content(call.resource, change, hidden=hidden)
+            items.append(virtualforms.item(call.resource, content, call.form, now))
+        yield piece + frame.between.join(items)
+        await asyncio.sleep(0)
+        piece = frame.between
+    yield frame.tail
+
+
+async def _lines(watch: Watch) -> AsyncGenerator[bytes]:
+    """Each event is one line of JSON."""
+    async with contextlib.aclosing(watch.events()) as events:
+        async for kind, content in events:
+            yield virtualforms.write({"type": kind, "object": content}, virtualforms.PLAIN) + b"\n"
 
 
 def _phase(entry: Entry) -> str:

@@ -4,12 +4,13 @@ What one viewer sees of the book: which entries, and how much of each.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from addons.core import approvals, virtualapi, virtualobjects
 from addons.core.approvals import Grant, Record
 from addons.core.virtualapi import Viewer
 from addons.core.virtualobjects import Content, Entry, Resource
+from addons.core.virtualselectors import EVERYTHING, Selector
 from addons.net import book as books
 from addons.net.book import Book, Change
 
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 READ_TIME = 2.0  # seconds for all questions whether a viewer may read what an answer shows
 READS = 8  # of them at a time
+MAX_READS = 200  # for one list; the rest of a longer one is shown as names and counts
+TURN = 10  # entries between two turns of everybody else; each takes a quarter to half a millisecond
 
 
 class Sight:
@@ -34,13 +37,19 @@ class Sight:
             raise virtualapi.not_there(resource, name)
         return change
 
-    def all(self, resource: Resource) -> list[Change]:
-        """All that he sees, oldest first: so people read a list of what happened."""
-        found = [change for change in self.book.all(resource.plural) if self.sees(change.entry)]
+    async def among(self, changes: Iterable[Change], selector: Selector) -> list[Change]:
+        """Those of them that he sees and selects, oldest first: so people read a list of what happened."""
+        found = []
+        async for change in gently(changes):
+            if self.sees(change.entry) and self.selects(change.entry, selector):
+                found.append(change)
         return sorted(found, key=lambda change: (_created(change.entry), change.name))
 
     def sees(self, entry: Entry) -> bool:
         return virtualapi.is_visible(self.viewer, entry, self.source(entry))
+
+    def selects(self, entry: Entry, selector: Selector) -> bool:
+        return selector is EVERYTHING or selector.matches(virtualobjects.selectable(entry, self.clock()))
 
     def source(self, entry: Entry) -> Record | None:
         """Of a grant, the record that it comes from, while that is kept."""
@@ -73,7 +82,9 @@ class Sight:
             async with gate:
                 return await self.viewer.may_read(record)
 
-        tasks = {c.name: asyncio.create_task(ask(c.entry)) for c in changes if isinstance(c.entry, Record)}
+        hiding = [c for c in changes if isinstance(c.entry, Record) and self.hides(c.entry)]
+        hiding.sort(key=lambda c: isinstance(c.entry, Record) and not c.entry.open)  # what can be decided first
+        tasks = {c.name: asyncio.create_task(ask(c.entry)) for c in hiding[:MAX_READS] if isinstance(c.entry, Record)}
         if not tasks:
             return frozenset()
         try:
@@ -82,14 +93,22 @@ class Sight:
             for task in tasks.values():
                 task.cancel()
         found = frozenset(name for name, task in tasks.items() if _is_yes(task))
-        if len(found) < len(tasks):
+        if len(found) < len(hiding):
             logger.info(
                 "virtual API: %d of %d are shown to %r as names and counts only",
-                len(tasks) - len(found),
-                len(tasks),
+                len(hiding) - len(found),
+                len(hiding),
                 self.viewer.identity.username,
             )
         return found
+
+
+async def gently[T](things: Iterable[T]) -> AsyncIterator[T]:
+    """One after the other, while the requests that go through the gateway go on."""
+    for count, thing in enumerate(things):
+        if count % TURN == TURN - 1:
+            await asyncio.sleep(0)
+        yield thing
 
 
 def _is_yes(task: "asyncio.Task[bool]") -> bool:

@@ -3,7 +3,7 @@ Watches of the virtual API: the events that one viewer gets, as they come.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from addons.core import virtualforms, virtualstatus, virtualwatch
 from addons.core.approvals import Grant
@@ -47,27 +47,22 @@ class Watch:
         except books.Gone:
             yield virtualwatch.ERROR, virtualstatus.failed(expired().failure)
             return
-        there = self._sight.all(call.resource)
+        there = book.all(call.resource.plural)
         if initial:
-            for change in there:
+            for change in await self._sight.among(there, call.selector):
                 async for event in self._event(change):
                     yield event
             if call.initial and call.bookmarks:
                 yield self._bookmark(initial_end=True)
         else:
-            self._know(change for change in there if change.revision <= self._position)
+            # What the list showed that he took before.
+            before = (change for change in there if change.revision <= self._position)
+            known = await self._sight.among(before, call.selector)
+            self._shown = virtualwatch.Shown(change.name for change in known)
+            for change in known:
+                self._note(change)
         async for event in self._follow(following, begin):
             yield event
-
-    def _know(self, changes: Iterable[Change]) -> None:
-        """What the list showed that he took before."""
-        names = []
-        for change in changes:
-            content = self._sight.content(self._call.resource, change, hidden=True)
-            if self._call.selector.matches(content):
-                names.append(change.name)
-                self._note(change)
-        self._shown = virtualwatch.Shown(names)
 
     async def _follow(self, following: AsyncIterator[Change], begin: int) -> AsyncGenerator[Event]:
         loop = asyncio.get_running_loop()
@@ -108,14 +103,13 @@ class Watch:
         sight, call = self._sight, self._call
         if not sight.sees(change.entry):
             return
-        content = sight.content(call.resource, change, hidden=sight.hides(change.entry))
-        matches = call.selector.matches(content)
-        kind = self._shown.event(content, matches=matches, deleted=change.deleted, replayed=replayed)
+        matches = sight.selects(change.entry, call.selector)
+        kind = self._shown.event(change.name, matches=matches, deleted=change.deleted, replayed=replayed)
         if not kind:
             return
         self._note(change)
-        if call.form.shows_spec and sight.hides(change.entry) and not await sight.hidden(change):
-            content = sight.content(call.resource, change, hidden=False)
+        hidden = sight.hides(change.entry) and (not call.form.shows_spec or await sight.hidden(change))
+        content = sight.content(call.resource, change, hidden=hidden)
         headers, self._headers = self._headers, False
         yield kind, virtualforms.of_object(call.resource, content, call.form, sight.clock(), headers=headers)
 

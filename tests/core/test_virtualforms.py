@@ -17,7 +17,7 @@ KUBECTL = (
     "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json"
 )
 _METADATA = "as=PartialObjectMetadata{};g=meta.k8s.io;v=v1"
-METADATA_CLIENT = f"application/vnd.kubernetes.protobuf;{_METADATA},application/json;{_METADATA}"
+METADATA_CLIENT = f"application/vnd.kubernetes.protobuf;{_METADATA},application/json;{_METADATA},application/json"
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,18 @@ def test_lists():
     found = virtualforms.of_list(APPROVALS, [one(record())], Form(kind=METADATA_LIST), 44, NOW)
     assert (found["kind"], found["apiVersion"]) == (METADATA_LIST, "meta.k8s.io/v1")
     assert found["items"][0].keys() == {"kind", "apiVersion", "metadata"}
+
+
+@pytest.mark.parametrize("media_type", [JSON, YAML])
+@pytest.mark.parametrize("kind", ["", TABLE, METADATA_LIST])
+@pytest.mark.parametrize("count", [1, 2])
+def test_lists_piece_by_piece(media_type, kind, count):
+    form, contents = Form(media_type, kind), [one(record(f"apr-{n}")) for n in range(count)]
+    frame = virtualforms.frame(APPROVALS, form, 44, NOW)
+    pieces = frame.between.join(virtualforms.item(APPROVALS, content, form, NOW) for content in contents)
+    written = frame.head + pieces + frame.tail
+    read = json.loads(written) if media_type == JSON else yaml.safe_load(written)
+    assert read == virtualforms.of_list(APPROVALS, contents, form, 44, NOW)
 
 
 @pytest.mark.parametrize(

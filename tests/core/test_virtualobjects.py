@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from addons.core import approvals, virtualobjects
+from addons.core import approvals, virtualobjects, virtualselectors
 from addons.core.approvals import Decider, Item, Preview
 from addons.core.virtualobjects import APPROVALS, GRANTS, REQUESTS, of_entry
 from tests import records
@@ -268,12 +268,20 @@ def test_times_go_both_ways():
     assert (virtualobjects.time(0), virtualobjects.seconds_of("")) == ("", 0)
 
 
-def test_every_field_selector_is_a_field():
-    entries = {"approvals": record(), "accessrequests": records.access_request(), "grants": records.grant()}
-    for resource in virtualobjects.RESOURCES.values():
-        content = shown(entries[resource.plural], resource=resource)
-        for path in resource.fields:
-            value = content
-            for part in path.split("."):
-                value = value[part]
-            assert isinstance(value, str)
+@pytest.mark.parametrize(
+    ("resource", "entry", "now"),
+    [
+        pytest.param(APPROVALS, record(), NOW, id="an approval"),
+        pytest.param(APPROVALS, record(requester=replace(record().requester, username="a\u202eb")), NOW, id="odd user"),
+        pytest.param(APPROVALS, record(), NOW + 9999, id="one that is over"),
+        pytest.param(REQUESTS, records.access_request(), NOW, id="an access request"),
+        pytest.param(GRANTS, records.grant(), NOW, id="a grant"),
+        pytest.param(GRANTS, records.grant(), NOW + 9999, id="a grant that is over"),
+    ],
+)
+def test_what_selectors_look_at_is_what_the_object_has(resource, entry, now):
+    content, seen = shown(entry, now, resource), virtualobjects.selectable(entry, now)
+    assert seen["metadata"]["labels"] == content["metadata"]["labels"]
+    for path in resource.fields:
+        assert virtualselectors.field_of(content, path)  # it is there, and a text
+        assert virtualselectors.field_of(seen, path) == virtualselectors.field_of(content, path)

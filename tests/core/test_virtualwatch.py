@@ -3,10 +3,6 @@ import pytest
 from addons.core.virtualwatch import ADDED, DELETED, MODIFIED, Shown
 
 
-def an(name):
-    return {"metadata": {"name": name}}
-
-
 @pytest.mark.parametrize(
     ("steps", "events"),
     [
@@ -28,11 +24,11 @@ def an(name):
 )
 def test_events(steps, events):
     shown = Shown()
-    assert [shown.event(an("a"), **{"matches": True, **step}) for step in steps] == events
+    assert [shown.event("a", **{"matches": True, **step}) for step in steps] == events
 
 
 def test_what_he_had_before():
     shown = Shown(["a"])
-    assert shown.event(an("a"), matches=True) == MODIFIED
-    assert shown.event(an("b"), matches=True) == ADDED
-    assert shown.event(an("a"), matches=False) == DELETED
+    assert shown.event("a", matches=True) == MODIFIED
+    assert shown.event("b", matches=True) == ADDED
+    assert shown.event("a", matches=False) == DELETED

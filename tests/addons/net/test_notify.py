@@ -3,12 +3,12 @@ import base64
 import contextlib
 import json
 import logging
-import os
 import ssl
 import stat
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -254,6 +254,37 @@ async def test_a_certificate_that_is_not_trusted(tls, caplog):
     await runner.cleanup()
 
 
+async def test_an_answer_that_is_none(caplog):
+    """What the library says of it has the whole address in it."""
+
+    async def answer(_reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}{SECRET_PATH}"
+    async with server, notifying([url]) as notifier:
+        notifier.send(records.record())
+        await logged(caplog, "is not tried again: ClientResponseError")
+
+
+async def test_what_a_library_says_is_not_logged(caplog):
+    class Broken:
+        name = "broken"
+
+        async def deliver(self, notice):
+            raise ValueError(SECRET_PATH)
+
+        async def close(self):
+            pass
+
+    lane = notify._Lane(Broken(), lambda record: record, lambda: records.NOW, ())
+    lane.start()
+    lane.put(records.record(), notices.of_record(records.record()))
+    await logged(caplog, "is not tried again: ValueError")
+    await lane.stop()
+
+
 async def test_nobody_listens(caplog):
     async with notifying(["http://127.0.0.1:1/canary-secret"]) as notifier:
         notifier.send(records.record())
@@ -376,7 +407,7 @@ def test_a_secret_without_a_webhook(tmp_path):
 
 @pytest.mark.parametrize("text", ["short", "whsec_????", "whsec_" + base64.b64encode(b"short").decode(), ""])
 def test_a_secret_that_is_none(tmp_path, text):
-    with pytest.raises(NotifyError, match="bytes; make one|not base64") as e:
+    with pytest.raises(NotifyError, match=r"bytes; make one|not base64") as e:
         Notifier(["https://x"], secret_file=at(tmp_path, text))
     assert not text or text not in str(e.value)
 
@@ -455,9 +486,11 @@ async def test_a_command_that_reads_nothing_is_fine(tmp_path, caplog):
 
 
 async def test_a_program_that_is_gone(tmp_path, caplog):
-    path = program(tmp_path, "")
-    async with notifying((), path) as notifier:
-        os.unlink(path)
+    notifier = Notifier(command=program(tmp_path, ""), clock=lambda: records.NOW, delays=())
+    (tmp_path / "program").unlink()
+    async with contextlib.AsyncExitStack() as stack:
+        await notifier.start()
+        stack.push_async_callback(notifier.stop)
         notifier.send(records.record())
         await logged(caplog, "it cannot be run: No such file")
 
@@ -473,8 +506,7 @@ time.sleep(300)
 
 def runs(pid):
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

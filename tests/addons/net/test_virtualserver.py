@@ -16,9 +16,10 @@ from addons.core.approvals import Phase
 from addons.core.model import Identity
 from addons.core.virtualapi import Viewer
 from addons.net import virtualserver
-from addons.net.book import APPROVALS, GRANTS, REQUESTS, Book, Gone
+from addons.net.book import APPROVALS, GRANTS, REQUESTS, Book, Change, Gone
 from addons.net.store import SqliteStore
 from addons.net.virtualserver import TICKET_HEADER, VirtualServer
+from addons.net.virtualsight import TURN, Sight
 from tests import records
 from tests.records import NOW, agent, approver, hold, record
 
@@ -250,6 +251,7 @@ async def test_may_read_is_asked_only_where_it_matters(desk):
     await desk.book.add(APPROVALS, record())
     await desk.ask(approver(may_read=may_read), "GET", "approvals", accept=TABLE)
     await desk.ask(agent(may_read=may_read), "GET", "approvals/apr-7f3k")
+    await desk.ask(agent(may_read=may_read), "GET", "approvals")
     await desk.ask(approver(may_read=may_read), "GET", "approvals?fieldSelector=status.phase=Used")
     assert asked == []
     await desk.ask(approver(may_read=may_read), "GET", "approvals")
@@ -276,6 +278,42 @@ async def test_lists(desk):
     ):
         _, content = await desk.ask(agent(), "GET", f"approvals?{query}")
         assert names(content) == found, query
+
+
+async def test_a_long_list_comes_in_pieces_and_lets_others_go_on(desk, monkeypatch):
+    many = [Change(APPROVALS, f"apr-{n}", n + 1, record(f"apr-{n}")) for n in range(1000)]
+    monkeypatch.setattr(desk.book, "all", lambda kind: many)
+    turns = 0
+
+    async def others():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    working = asyncio.create_task(others())
+    for accept, key in (("application/json", "items"), (TABLE, "rows")):
+        turns = 0
+        _, content = await desk.ask(agent(), "GET", "approvals", accept=accept)
+        assert len(content[key]) == 1000
+        assert turns > 2 * 1000 / TURN
+    working.cancel()
+    await asyncio.wait({working})
+
+
+async def test_a_list_that_fails_on_its_way_is_no_whole_list(desk, monkeypatch):
+    many = [Change(APPROVALS, f"apr-{n}", n + 1, record(f"apr-{n}")) for n in range(2 * TURN)]
+    monkeypatch.setattr(desk.book, "all", lambda kind: many)
+    content = Sight.content
+
+    def fails(self, resource, change, *, hidden):
+        if change.name == many[-1].name:
+            raise RuntimeError("odd")
+        return content(self, resource, change, hidden=hidden)
+
+    monkeypatch.setattr(Sight, "content", fails)
+    with pytest.raises(aiohttp.ClientError):
+        await desk.ask(agent(), "GET", "approvals")
 
 
 @pytest.mark.parametrize("query", ["resourceVersion=1&resourceVersionMatch=Exact", "resourceVersion=99", "continue=x"])
@@ -784,10 +822,10 @@ async def test_a_store_that_fails(desk, caplog):
 
 
 async def test_an_error_of_ours(desk, monkeypatch, caplog):
-    def fails(self, resource):
+    def fails(self, changes, selector):
         raise RuntimeError("odd")
 
-    monkeypatch.setattr("addons.net.virtualsight.Sight.all", fails)
+    monkeypatch.setattr("addons.net.virtualsight.Sight.among", fails)
     code, content = await desk.ask(agent(), "GET", "approvals")
     assert (code, content["reason"]) == (500, "InternalError")
     assert "odd" not in content["message"]

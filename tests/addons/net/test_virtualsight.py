@@ -7,6 +7,7 @@ import pytest
 
 from addons.core import approvals
 from addons.core.virtualobjects import APPROVALS as RESOURCE
+from addons.core.virtualselectors import EVERYTHING, Selector
 from addons.core.virtualstatus import Problem
 from addons.net import book as books
 from addons.net.book import Book
@@ -14,6 +15,8 @@ from addons.net.store import SqliteStore
 from addons.net.virtualsight import READS, Sight
 from tests import records
 from tests.records import NOW, agent, approver, record
+
+OLD = Selector(fields=(("metadata.name", "apr-old", True),))
 
 
 @pytest.fixture
@@ -31,7 +34,8 @@ async def test_find_and_all(book):
     for one in (record(), other, record("apr-old", now=NOW - 60)):
         await book.add(books.APPROVALS, one)
     sight = Sight(book, lambda: NOW, agent())
-    assert [change.name for change in sight.all(RESOURCE)] == ["apr-old", "apr-7f3k"]
+    for selector, seen in ((EVERYTHING, ["apr-old", "apr-7f3k"]), (OLD, ["apr-old"])):
+        assert [c.name for c in await sight.among(book.all(books.APPROVALS), selector)] == seen
     assert sight.find(RESOURCE, "apr-old").entry.name == "apr-old"
     for name in ("apr-other", "apr-none"):
         with pytest.raises(Problem, match=name) as problem:
@@ -65,6 +69,14 @@ async def test_questions_are_asked_a_few_at_a_time(book):
     sight = Sight(book, lambda: NOW, approver(may_read=may_read))
     assert await sight.readable(changes) == {change.name for change in changes}
     assert most == READS
+
+
+async def test_of_a_long_list_what_is_open_is_asked_first(book, monkeypatch):
+    monkeypatch.setattr("addons.net.virtualsight.MAX_READS", 2)
+    over = [record(f"apr-{n}", phase=records.Phase.USED) for n in range(3)]
+    changes = [await book.add(books.APPROVALS, one) for one in (*over, record("apr-open"))]
+    sight = Sight(book, lambda: NOW, approver())
+    assert await sight.readable(changes) == {"apr-0", "apr-open"}
 
 
 async def test_nothing_to_ask(book):
