@@ -22,6 +22,12 @@ def response(refusal: status.Refusal) -> http.Response:
     return http.Response.make(refusal.code, status.body(refusal), headers)
 
 
+def code(flow: http.HTTPFlow) -> int:
+    """The answer's, also while the guard withholds it: in `response` hooks, a placeholder stands in its place."""
+    withheld = facts.of(flow).answer
+    return (withheld if isinstance(withheld, http.Response) else flow.response).status_code
+
+
 def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
     """Answer the flow; later addons see `answered_by` and leave it alone."""
     known = facts.of(flow)

@@ -8,6 +8,8 @@ def test_the_full_stack_demands_every_stamp():
     assert full.addons == stack.ORDER
     assert full.request >= {(stack.addon_name(a), "request") for a in ("guard", *stack.ORDER)}
     assert ("tollgate_authenticate", "requestheaders") in full.request
+    heads = ("guard", "authenticate", "block", "upstream")
+    assert full.responseheaders == {(stack.addon_name(a), "responseheaders") for a in heads}
     assert full.responseheaders <= full.response
     assert full.frame == {"tollgate_authenticate"}
 
