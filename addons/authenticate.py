@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from mitmproxy import ctx, exceptions, http, tcp
+from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.addonmanager import Loader
 
 from addons.core import approvals, authconfig, credentials, facts, limits, status, tokens
@@ -210,9 +210,10 @@ class Authenticate:
         known = facts.of(flow)
         if known.released and known.identity is not None:
             self.open[flow] = known.identity.expiry
+        known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:
-        if flow.response.status_code != 101:  # an upgraded one has only begun
+        if answers.code(flow) != 101:  # an upgraded one has only begun
             self.ended(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -249,7 +250,9 @@ class Authenticate:
     def sweep(self, now: float) -> None:
         """Cut every stream whose identity has ended."""
         for flow, expiry in list(self.open.items()):
-            if now >= expiry:
+            if flow.client_conn.state is connection.ConnectionState.CLOSED:
+                self.ended(flow)  # SPDY: no hook of ours tells its end
+            elif now >= expiry:
                 self.ended(flow)
                 cutting.cut(flow, EXPIRED)
 

@@ -15,23 +15,29 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from mitmproxy import ctx, exceptions, http
+from mitmproxy import connection, ctx, exceptions, http
 
 from addons.core import admission, budgets, facts, policy, policyfile, stack, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
-from addons.mitm import answers, options
+from addons.mitm import answers, cutting, options
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, objects, store
 
 logger = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks at the files; a look is a stat of each, and needs no inotify in a container
+AT_ONCE = 100  # open streams judged again in one go, some milliseconds; then others have their turn
 POLICIES_HELP = (
     "Policy files and folders, separated by {sep}, read again when they change. All or nothing: a file with a "
     "mistake keeps the old policies. Empty (the default): everything is denied."
+)
+NOT_JUDGED_AGAIN = status.Refusal(
+    503,
+    "not-judged-again",
+    "tollgate: the policies changed and this stream could not be judged by the new ones, so it ends; start it again",
 )
 OBSERVE_HELP = (
     "Only decide and log, and let everything pass that is authenticated. Default false. While it is on, nothing "
@@ -56,8 +62,12 @@ class PolicyBlock:
         self.state = ""
         # What each exchange took from the budgets, until it is known whether that was used.
         self.reserved: WeakKeyDictionary[http.HTTPFlow, list[str]] = WeakKeyDictionary()
+        # What the API server is answering, and what it was judged by.
+        self.open: WeakKeyDictionary[http.HTTPFlow, Opened] = WeakKeyDictionary()
+        self.looked_at: WeakKeyDictionary[http.HTTPFlow, admission.Objects] = WeakKeyDictionary()
 
     def load(self, loader) -> None:
+        cutting.install()
         loader.add_option("tollgate_policies", str, "", POLICIES_HELP.format(sep=os.pathsep))
         loader.add_option("tollgate_observe", bool, False, OBSERVE_HELP)
         options.declare_state(loader)
@@ -128,6 +138,7 @@ class PolicyBlock:
             await asyncio.sleep(POLL)
             try:
                 await self.reload()
+                await self.end_refused()
             except Exception:
                 # The policies in force stay; but a watcher that ended in silence would keep them for ever.
                 logger.exception("policies: looking for changes failed; revision %s stays", self.policy.revision)
@@ -235,6 +246,8 @@ class PolicyBlock:
         if isinstance(fetched, admission.ServerRefusal):
             answers.relay(flow, self.name, fetched)
             return
+        if not admission.has_object(operation):
+            self.looked_at[flow] = fetched  # a stream perhaps, which a reload judges again
         verdict = self.evaluate(identity, operation, fetched, policies)
         rest = self.act(flow, known, identity, operation, verdict, fetched)
         if rest is not None:
@@ -325,6 +338,7 @@ class PolicyBlock:
     # Without stamps: what fails here stays spent, the stricter side.
 
     def responseheaders(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        self.begun(flow)
         reserved = self.reserved.pop(flow, None)
         if not reserved:
             return None
@@ -334,6 +348,7 @@ class PolicyBlock:
         return self.give_back(reserved)
 
     def error(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        self.ended(flow)
         reserved = self.reserved.pop(flow, None)
         if not reserved or (went_upstream(facts.of(flow)) and connected(flow)):
             return None  # a connection that broke says nothing about what was done
@@ -346,6 +361,80 @@ class PolicyBlock:
                     await self.store.give_back(reservation)
         except store.StoreError as e:
             logger.error("state: %s; what was not used stays counted", e)
+
+    # Open streams
+
+    def begun(self, flow: http.HTTPFlow) -> None:
+        """From here until its end the answer is a stream: a watch, a log, an exec, or a list for some milliseconds."""
+        known = facts.of(flow)
+        objects = self.looked_at.pop(flow, None)
+        if went_upstream(known):
+            judged_by = known.verdict.revision, self.observe
+            self.open[flow] = Opened(known.identity or ANONYMOUS, known.need_operation(), objects, judged_by)
+        known.passed.add((self.name, "responseheaders"))
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        if answers.code(flow) != 101:  # an upgraded one has only begun
+            self.ended(flow)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        self.ended(flow)
+
+    def ended(self, flow: http.HTTPFlow) -> None:
+        self.open.pop(flow, None)
+        self.looked_at.pop(flow, None)
+
+    async def end_refused(self) -> None:
+        """
+        Cut every open stream that the policies of now refuse, with the rule's own sentence.
+
+        At each look at the files, not only after a reload: an answer that begins after it to a
+        request that was judged before it is met a second later.
+        """
+        now = self.policy.revision, self.observe
+        waiting = [flow for flow, opened in self.open.items() if opened.judged_by != now]
+        for count, flow in enumerate(waiting, 1):
+            if (opened := self.open.get(flow)) is None:
+                continue
+            try:
+                self.judge_again(flow, opened)
+            # Direction: what cannot be judged ends; and it must not keep all others open.
+            except Exception:
+                logger.exception("policies: an open stream could not be judged again, so it ends")
+                self.ended(flow)
+                cutting.cut(flow, NOT_JUDGED_AGAIN)
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def judge_again(self, flow: http.HTTPFlow, opened: "Opened") -> None:
+        if flow.client_conn.state is connection.ConnectionState.CLOSED:
+            self.ended(flow)  # SPDY: no hook of ours tells its end
+            return
+        policies, observe = self.policy, self.observe
+        try:
+            verdict = self.evaluate(opened.identity, opened.operation, policies=policies)
+        except admission.NeedsObjects:
+            # With what was seen when it began. Nothing is fetched anew: a stream must not outlive its rule
+            # while the API server is asked. What was not seen then counts as what cannot be fetched:
+            # for a deny or hold it is a match, for an allow none.
+            objects = opened.objects or admission.NOT_FETCHED
+            verdict = self.evaluate(opened.identity, opened.operation, objects, policies)
+        known = facts.of(flow)
+        if policy.stays_open(known.verdict, verdict):
+            self.open[flow] = opened._replace(judged_by=(policies.revision, observe))
+            return
+        logger.warning("policies: a stream ends: %s", policy.line(verdict, opened.identity, opened.operation))
+        self.ended(flow)
+        cutting.cut(flow, policy.refusal(verdict, opened.identity, opened.operation))
+
+
+class Opened(NamedTuple):
+    """What an open stream was judged by. No dataclass: those crash in a mitmproxy script."""
+
+    identity: Identity
+    operation: Operation
+    objects: admission.Objects | None  # that the rules looked at
+    judged_by: tuple[str, bool]  # revision of the policies, and whether all were only observed
 
 
 def hold(known: facts.Facts, over: Verdict) -> None:

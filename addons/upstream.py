@@ -164,6 +164,7 @@ class Upstream:
             self.renew()
         # Watches, logs -f and large lists go on as they come: buffered, a watch would hang for ever.
         flow.response.stream = flow.response.status_code != 101 and not known.whole
+        leave_end_open(flow)
         known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:
@@ -176,6 +177,23 @@ class Upstream:
             task = asyncio.get_running_loop().create_task(renewed(self.server))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+
+def leave_end_open(flow: http.HTTPFlow) -> None:
+    """
+    Over HTTP/1.1 a body in chunks, whatever its length.
+
+    With a Content-Length the client takes the last byte for the end, and an answer that is broken off
+    after it, because its end was not judged, for a complete one.
+    """
+    headers = flow.response.headers
+    if flow.client_conn.alpn == b"h2" or not flow.response.stream:
+        return
+    if flow.request.method == "HEAD" or flow.response.status_code in (204, 304):
+        return  # whatever length they name, no body follows, and no chunk may (RFC 9112, 6.3)
+    if headers.get("content-length", "0") != "0":
+        del headers["content-length"]
+        headers["transfer-encoding"] = "chunked"
 
 
 async def renewed(server: apiserver.ApiServer) -> None:

@@ -6,7 +6,6 @@ of it, an agent and an engineer; and five commands to paste. Until Ctrl-C.
 import argparse
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import signal

@@ -36,10 +36,13 @@ class Facts:
     __slots__ = (
         "answer",
         "answer_refusal",
+        "answer_released",
         "answered_by",
         "approval",
         "audit_id",
         "credential",
+        "frame",
+        "head_released",
         "held_for",
         "identify_again",
         "identity",
@@ -79,13 +82,17 @@ class Facts:
         self.released = False  # the guard's last word: this flow may go upstream
         # Authorization for the API server, put on the wire only, never into the flow.
         self.credential = ""
-        self.answer: Any = None  # the upstream's response (or frame) while the guard withholds it
+        self.answer: Any = None  # the upstream's response, or (raw message, its content), while the guard withholds it
         self.answer_refusal: Refusal | None = None  # in place of an answer that must not get out
+        # The guard's last word again: the answer may begin to stream; it may go on as a whole, or end.
+        self.head_released = False
+        self.answer_released = False
         # What the last addon of the stack left to be sent; a change after it (an operator's edit in
         # mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
         self.sealed: Any = None
         # One frame at a time: which addons have judged the one that is being handled.
         self.judged: set[str] = set()
+        self.frame: Any = None  # the one that may go on: the guard's last word
         self.last_words = b""  # the one frame of our own that ends a WebSocket
 
     def need_identity(self) -> Identity:

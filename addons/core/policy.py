@@ -620,6 +620,19 @@ def let_pass(verdict: Verdict) -> Verdict:
     return Verdict(Action.ALLOW, revision=verdict.revision, message="observed only", observed=(real, *verdict.observed))
 
 
+def stays_open(was: Verdict, now: Verdict) -> bool:
+    """
+    Whether a stream that was let through by one verdict goes on under a later one.
+
+    One that was held and let through has its approval, which counts for the same rules' hold and
+    for no other's.
+    """
+    if now.action is Action.HOLD and was.action is Action.HOLD:
+        approved = {(hold.policy, hold.rule) for hold in was.holds}
+        return bool(now.holds) and all((hold.policy, hold.rule) in approved for hold in now.holds)
+    return now.action is Action.ALLOW
+
+
 def refusal(verdict: Verdict, identity: Identity, operation: Operation) -> status.Refusal:
     """The sentence for whoever was denied or held: rule first, next step last."""
     if verdict.action is Action.HOLD:

@@ -5,7 +5,7 @@ import json
 import logging
 
 import pytest
-from mitmproxy import http
+from mitmproxy import connection, http
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow
 
@@ -238,6 +238,24 @@ def test_an_upgrade_has_only_begun_with_its_response(addon, cuts):
     addon.response(flow)
     addon.sweep(NOW + 60)
     assert cuts == [(flow, "token-expired")]
+
+
+def test_an_upgrade_to_spdy_has_only_begun_though_the_guard_withholds_its_answer(addon, cuts):
+    flow = streaming(101)
+    addon.responseheaders(flow)
+    facts.of(flow).answer, flow.response = flow.response, http.Response.make(502)
+    addon.response(flow)
+    addon.sweep(NOW + 60)
+    assert cuts == [(flow, "token-expired")]
+
+
+def test_a_client_that_is_gone_is_forgotten(addon, cuts):
+    flow = streaming(101)
+    addon.responseheaders(flow)
+    flow.client_conn.state = connection.ConnectionState.CLOSED
+    addon.sweep(NOW)
+    assert not addon.open
+    assert not addon.tokens
 
 
 def test_an_answer_of_our_own_is_not_watched(addon, cuts):

@@ -245,6 +245,7 @@ async def opened(clock, path=None):
     try:
         yield one
     finally:
+        one.desk.stopping = True  # whoever still waits, in a test that failed
         await one.book.stop()
         kept.close()
 

@@ -1,4 +1,4 @@
-"""Whether an approver could read himself what he is shown; by scripted answers; the real API server's are in tests/e2e."""
+"""Whether an approver could read himself what he is shown, by scripted answers; real ones are in tests/e2e."""
 
 from dataclasses import replace
 
