@@ -12,7 +12,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -36,7 +36,7 @@ from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.virtualapi import Viewer
 from addons.mitm import answers, cutting, inside, options, wire
 from addons.mitm.exchanges import connected, went_upstream
-from addons.net import apiserver, objects, store
+from addons.net import apiserver, notify, objects, store
 from addons.net.book import APPROVALS, Book, Missing
 from addons.net.desk import Case, Desk, Outcome
 from addons.net.previews import Previewer
@@ -85,6 +85,8 @@ class Approve:
         self.desk: Desk | None = None
         self.virtual: VirtualServer | None = None
         self.rights = Rights(None)
+        self.notifier: notify.Notifier | None = None
+        self.address: tuple[str, int] | None = None
         self.up = False
         self.policies: Callable[[], PolicySet] | None = None  # of the last request; for the watches of the virtual API
         self.revision = ""
@@ -108,6 +110,27 @@ class Approve:
             "",
             "Name under which decisions made at this proxy's own console are recorded. Default: the user it runs as.",
         )
+        loader.add_option(
+            "tollgate_notify_webhook",
+            Sequence[str],
+            [],
+            "URLs (or @FILE, one a line) that get a JSON POST for each new question; https, or http on this machine.",
+        )
+        loader.add_option(
+            "tollgate_notify_webhook_secret",
+            str,
+            "",
+            "File with the key that signs what webhooks get (HMAC-SHA256). Default: it is not signed.",
+        )
+        loader.add_option(
+            "tollgate_notify_command", str, "", "Program that is run for each new question, with its JSON on stdin."
+        )
+        loader.add_option(
+            "tollgate_notify_apprise",
+            str,
+            "",
+            "File with one Apprise URL a line (Slack, Teams, PagerDuty, mail, …). Needs: pip install apprise.",
+        )
 
     def configure(self, updated: set[str]) -> None:
         if "tollgate_kubeconfig" in updated:
@@ -117,10 +140,27 @@ class Approve:
                 # Where requests go upstream, that addon refuses to start.
                 self.server = None
                 logger.warning("tollgate_kubeconfig: %s; approvers cannot be shown what a request does", e)
+        if any(name.startswith("tollgate_notify") for name in updated):
+            self.set_up_notifier()
         if "tollgate_state" in updated and ctx.options.tollgate_state != self.state:
             if self.up:
                 raise exceptions.OptionsError("tollgate_state: cannot be changed while the gateway runs; restart it")
             self.open_store(ctx.options.tollgate_state)
+
+    def set_up_notifier(self) -> None:
+        if self.up:
+            raise exceptions.OptionsError("tollgate_notify: cannot be changed while the gateway runs; restart it")
+        try:
+            self.notifier = notify.Notifier(
+                ctx.options.tollgate_notify_webhook,
+                ctx.options.tollgate_notify_command,
+                ctx.options.tollgate_notify_apprise,
+                secret_file=ctx.options.tollgate_notify_webhook_secret,
+                current=self.latest,
+                clock=self.clock,
+            )
+        except notify.NotifyError as e:
+            raise exceptions.OptionsError(str(e)) from e
 
     def open_store(self, folder: str) -> None:
         if self.store is not None:
@@ -133,14 +173,31 @@ class Approve:
         if not folder:
             logger.warning("tollgate_state is not set: approvals are kept in memory, and a restart forgets them")
 
-    async def running(self) -> None:
+    # Not coroutines: a script that is loaded again while running may not have any. What they return is
+    # awaited at the start and at the end of the process.
+
+    def running(self) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(self.start(), name="tollgate approvals")
+
+    def done(self) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(self.end(), name="tollgate approvals end")
+
+    async def start(self) -> None:
         if self.store is None:
             return  # configure() failed, and said so
         self.book = Book(self.store, self.clock)
-        await self.book.start()
-        self.virtual = VirtualServer(self.book, self.clock)
-        await self.virtual.start()
-        inside.serve_at((HERE, self.virtual.port))
+        try:
+            await self.book.start()
+            self.virtual = VirtualServer(self.book, self.clock)
+            await self.virtual.start()
+        except (store.StoreError, OSError) as e:
+            # Direction: what is held is refused, what is not passes.
+            logger.error("approvals cannot be asked for: %s", e)
+            return
+        if self.notifier is not None:
+            await self.notifier.start()
+        self.address = (HERE, self.virtual.port)
+        inside.serve_at(self.address)
         self.desk = Desk(self.book, self.asked, self.clock)
         self.rights = Rights(self.server, frozenset(getattr(ctx.options, "tollgate_forward_extra", ())))
         bind_keys()
@@ -151,13 +208,16 @@ class Approve:
         """The guard waits a moment for it before it opens the port."""
         return self.up
 
-    async def done(self) -> None:
+    async def end(self) -> None:
         if self.sweeper is not None:
             self.sweeper.cancel()
         if self.desk is not None:
             # Those who still wait get their answer, while there are connections to send it on.
             await self.desk.end(GOODBYE)
-        inside.serve_at(None)
+        if self.address is not None:
+            inside.stop_serving(self.address)
+        if self.notifier is not None:
+            await self.notifier.stop()
         if self.virtual is not None:
             await self.virtual.stop()
         if self.book is not None:
@@ -168,6 +228,13 @@ class Approve:
     def asked(self, record: approvals.Record) -> None:
         """A new question: to be told to those who can answer it."""
         logger.warning("approval %s is pending: %r for %r", record.name, record.summary, record.requester.username)
+        if self.notifier is not None:
+            self.notifier.send(record)
+
+    def latest(self, record: approvals.Record) -> approvals.Record:
+        """As it is now: nobody is told of what has been decided meanwhile."""
+        kept = self.book.get(APPROVALS, record.name) if self.book is not None else None
+        return kept.entry if kept is not None and isinstance(kept.entry, approvals.Record) else record
 
     # ----- requests -----
 
@@ -423,7 +490,7 @@ class Approve:
         name = facts.of(flow).held_for
         if not name or self.book is None:
             raise exceptions.CommandError("this flow waits for no approval")
-        who = Identity(username="operator:" + (ctx.options.tollgate_operator or getpass.getuser()))
+        who = Identity(username="operator:" + operator())
         decider = approvals.Decider(who, agent=False, via="operator")
         task = asyncio.get_running_loop().create_task(self.decide(name, decider, approved, reason))
         self.tasks.add(task)
@@ -461,6 +528,14 @@ def bind_keys() -> None:
     if "console.key.bind" in ctx.master.commands.commands:
         for key, act in (("ctrl y", "approve"), ("ctrl n", "deny")):
             ctx.master.commands.call("console.key.bind", ["flowlist", "flowview"], key, f"tollgate.{act} @focus", [act])
+
+
+def operator() -> str:
+    """Who sits at the console. In a container the user that it runs as may have no name."""
+    try:
+        return ctx.options.tollgate_operator or getpass.getuser()
+    except (KeyError, OSError) as e:
+        raise exceptions.CommandError("set tollgate_operator to your name first: a decision needs one") from e
 
 
 def username(known: facts.Facts) -> str:

@@ -6,10 +6,16 @@ that a flow may be sent to.
 _addresses: list[tuple[str, int]] = []
 
 
-def serve_at(address: tuple[str, int] | None) -> None:
-    """Set by the addon that runs the server; None when it stops."""
-    _addresses[:] = [address] if address else []
+def serve_at(address: tuple[str, int]) -> None:
+    """Said by the addon that runs the server. Of two, while a script is loaded anew, the later counts."""
+    _addresses.append(address)
+
+
+def stop_serving(address: tuple[str, int]) -> None:
+    """What is said twice does no harm."""
+    if address in _addresses:
+        _addresses.remove(address)
 
 
 def address() -> tuple[str, int] | None:
-    return _addresses[0] if _addresses else None
+    return _addresses[-1] if _addresses else None

@@ -44,6 +44,7 @@ REQUEST = [
     ("tollgate_authenticate", "request"),
     ("tollgate_classify", "request"),
     ("tollgate_block", "request"),
+    ("tollgate_approve", "request"),
     ("tollgate_upstream", "request"),
     ("tollgate_last_word", "request"),
 ]
@@ -52,6 +53,7 @@ HEAD = [
     ("tollgate_guard", "responseheaders"),
     ("tollgate_authenticate", "responseheaders"),
     ("tollgate_block", "responseheaders"),
+    ("tollgate_approve", "responseheaders"),
     ("tollgate_upstream", "responseheaders"),
     ("tollgate_last_word", "responseheaders"),
 ]
@@ -61,6 +63,7 @@ END = [
     ("tollgate_authenticate", "response"),
     ("tollgate_classify", "response"),
     ("tollgate_block", "response"),
+    ("tollgate_approve", "response"),
     ("tollgate_upstream", "response"),
     ("tollgate_last_word", "response"),
 ]
@@ -93,11 +96,13 @@ NEVER = [
 AFTER_ERROR = [
     ("tollgate_authenticate", "error"),
     ("tollgate_block", "error"),
+    ("tollgate_approve", "error"),
     ("tollgate_last_word", "error"),
 ]
 AFTER_WEBSOCKET = [
     ("tollgate_authenticate", "websocket_end"),
     ("tollgate_block", "websocket_end"),
+    ("tollgate_approve", "websocket_end"),
     ("tollgate_last_word", "websocket_end"),
 ]
 # Start and configuration. At the start the process leaves; when a script is loaded again while running,
@@ -115,6 +120,9 @@ LIFECYCLE = [
     ("tollgate_block", "load", "refused"),
     ("tollgate_block", "configure", "refused"),
     ("tollgate_block", "running", "judged"),  # by the policies loaded last
+    ("tollgate_approve", "load", "refused"),
+    ("tollgate_approve", "configure", "judged"),  # what is held is refused then
+    ("tollgate_approve", "running", "judged"),  # likewise
     ("tollgate_upstream", "load", "refused"),
     ("tollgate_upstream", "configure", "refused"),
     ("tollgate_upstream", "running", "judged"),  # the API server's credential is kept fresh by another's start of it
@@ -123,6 +131,7 @@ LIFECYCLE = [
 DONE = [
     ("tollgate_authenticate", "done"),
     ("tollgate_block", "done"),
+    ("tollgate_approve", "done"),
 ]
 
 
@@ -570,7 +579,7 @@ def test_an_exception_when_a_script_is_left(make_stage, addon, hook, leave):
     assert one.gateway.process.returncode == 0  # it leaves when told to, and had not to be killed
 
 
-SCRIPTS = ["guard", "authenticate", "classify", "block", "upstream"]
+SCRIPTS = ["guard", "authenticate", "classify", "block", "approve", "upstream"]
 
 
 def is_refused(stage):

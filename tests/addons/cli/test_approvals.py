@@ -388,6 +388,21 @@ def test_a_credential_plugins_output_is_a_token_file(run, gateway, tmp_path):
     assert gateway.record("apr-1").decisions[0].username == "bob"
 
 
+def test_a_login_for_one_command(gateway, tmp_path):
+    """A pipe is read once, and nothing of the token is left on the disk."""
+    gateway.add(a_record())
+    config = gateway.kubeconfig(tmp_path, EVERYDAY)
+    command = f"{sys.executable} -m addons.cli approvals approve apr-1 --yes --kubeconfig {config}"
+    done = subprocess.run(
+        ["bash", "-c", f'{command} --token-file <(echo \'{{"status":{{"token":"{BOB}"}}}}\')'],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    assert gateway.record("apr-1").decisions[0].username == "bob"
+
+
 @pytest.mark.parametrize(
     "content", ["", "two words", "a\r\nImpersonate-User: root", "{", "{}", '{"status":{"token":3.5e9}', "é", "\x00"]
 )

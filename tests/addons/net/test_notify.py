@@ -51,7 +51,9 @@ class Receiver:
 @contextlib.asynccontextmanager
 async def receiving():
     receiver = Receiver()
-    runner = web.ServerRunner(web.Server(receiver.handle, handler_cancellation=True), shutdown_timeout=0.1)
+    runner = web.ServerRunner(
+        web.Server(receiver.handle, handler_cancellation=True, access_log=None), access_log=None, shutdown_timeout=0.1
+    )
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     receiver.port = runner.addresses[0][1]
