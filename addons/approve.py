@@ -24,6 +24,7 @@ from addons.core import (
     approvals,
     askahead,
     facts,
+    holding,
     preconditions,
     status,
     upstreamrequest,
@@ -37,7 +38,7 @@ from addons.core.virtualapi import Viewer
 from addons.mitm import answers, cutting, inside, options, wire
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, notify, objects, store
-from addons.net.book import APPROVALS, Book, Missing
+from addons.net.book import APPROVALS, REQUESTS, Book, Missing
 from addons.net.desk import Case, Desk, Outcome
 from addons.net.previews import Previewer
 from addons.net.rights import Rights
@@ -52,6 +53,12 @@ REPLACED = status.Refusal(
     "approval-void",
     "tollgate: the object was replaced since its deletion was approved, so nothing was deleted and the approval is "
     "spent; send the request again to ask anew",
+)
+CHANGED = status.Refusal(
+    403,
+    "approval-void",
+    "tollgate: the object was changed in the moment in which its approved patch was sent, so the patch was not applied "
+    "and the approval is spent; send the request again to ask anew",
 )
 NO_DESK = status.Refusal(
     503, "approval-unavailable", "tollgate: approvals cannot be asked for now, the log says why; tell the operator"
@@ -188,7 +195,7 @@ class Approve:
         self.book = Book(self.store, self.clock)
         try:
             await self.book.start()
-            self.virtual = VirtualServer(self.book, self.clock)
+            self.virtual = VirtualServer(self.book, self.clock, self.asked)
             await self.virtual.start()
         except (store.StoreError, OSError) as e:
             # Direction: what is held is refused, what is not passes.
@@ -231,10 +238,11 @@ class Approve:
         if self.notifier is not None:
             self.notifier.send(record)
 
-    def latest(self, record: approvals.Record) -> approvals.Record:
-        """As it is now: nobody is told of what has been decided meanwhile."""
-        kept = self.book.get(APPROVALS, record.name) if self.book is not None else None
-        return kept.entry if kept is not None and isinstance(kept.entry, approvals.Record) else record
+    def latest(self, record: approvals.Record) -> approvals.Record | None:
+        """As it is now: nobody is told of what has been decided meanwhile, or is gone."""
+        kind = APPROVALS if record.access is None else REQUESTS
+        kept = self.book.get(kind, record.name) if self.book is not None else None
+        return kept.entry if kept is not None and isinstance(kept.entry, approvals.Record) else None
 
     # ----- requests -----
 
@@ -299,6 +307,9 @@ class Approve:
             flow.request.path = bound.target
             flow.request.headers["content-type"] = bound.content_type
             flow.request.content = bound.body
+        if item is not None and outcome.version and preconditions.depends_on_state(operation):
+            # What the last look saw, and not what somebody makes of it before the patch gets there.
+            flow.request.content = preconditions.at_version(operation, request.body, outcome.version)
         logger.info("passed by %s: %r for %r", outcome.by, operation.summary, username(known))
         known.passed.add((self.name, "request"))
 
@@ -373,9 +384,16 @@ class Approve:
                 access.namespace,
                 own_namespace=getattr(ctx.options, "tollgate_own_namespace", "tollgate"),
             ),
-            may_read=lambda record: self.rights.may_read(identity, record),
+            may_read=lambda record: self.may_read(policies, identity, record),
             revision=policies.revision,
         )
+
+    async def may_read(self, policies: PolicySet, identity: Identity, record: approvals.Record) -> bool:
+        """By the policies and by RBAC, as if he sent the request himself."""
+        own_namespace = getattr(ctx.options, "tollgate_own_namespace", "tollgate")
+        if not virtualapi.policies_let_read(policies, identity, record, own_namespace):
+            return False
+        return await self.rights.may_read(identity, record)
 
     def speaks_of_us(self, flow: http.HTTPFlow, known: facts.Facts, operation: Operation) -> bool:
         """
@@ -422,8 +440,14 @@ class Approve:
             released = went_upstream(known)
             if released and response.status_code == 409 and preconditions.deletes_one(known.need_operation()):
                 known.answer_refusal = REPLACED
-            # A handshake that failed began nothing: kubectl tries the same again as SPDY.
-            refused_upgrade = bool(known.need_operation().upgrade) and response.status_code != 101
+            bound = outcome.version and preconditions.depends_on_state(known.need_operation())
+            if released and bound and response.status_code == 422:
+                # A moment ago its dry run was good: the test of the version is what fails.
+                known.answer_refusal = CHANGED
+            # A handshake that failed began nothing: kubectl tries the same again as SPDY. Not behind a
+            # proxy: a program there may do what a GET says and answer 200, as often as it is asked.
+            refused_upgrade = holding.is_connect(known.need_operation()) and bool(known.need_operation().upgrade)
+            refused_upgrade = refused_upgrade and response.status_code != 101
             if not released or refused_upgrade:
                 rest = self.give_back(flow, known, outcome)
         if flow in self.changes and response.status_code == 304 and "etag" in response.headers:

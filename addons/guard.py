@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 START_LIMIT = 20.0  # seconds for all scripts to load; a laptop needs 2
 SILENCE_LIMIT = 30.0  # seconds from connecting to the first complete request head, TLS included
+SETTLED = 0.05  # seconds after the last `running` hook; mitmproxy needs one turn of the loop to leave
 READY_LIMIT = 3.0  # seconds to wait for addons that have a `ready` and are not
 
 NOT_JUDGED = status.Refusal(
@@ -73,6 +74,7 @@ class Guard:
         self.stack = stack.FULL  # the strictest demand until configured
         self.broken = "not configured yet"
         self.opening: asyncio.Task[None] | None = None
+        self.all_running = False  # said by LastWord: every addon's `running` has been called, and awaited
         self.sources = limits.Buckets(0, 0)
         self.identities = limits.Buckets(0, 0)
         self.open_by_source = limits.Shares(0)
@@ -170,6 +172,11 @@ class Guard:
         if not ctx.options.server and self.opening is None:
             self.opening = asyncio.get_running_loop().create_task(self.open_port(), name="tollgate opens the port")
 
+    def done(self) -> None:
+        # A start that failed elsewhere: other addons may take a moment to end, and no port opens meanwhile.
+        if self.opening is not None:
+            self.opening.cancel()
+
     async def open_port(self) -> None:
         """Open the port once every addon of the stack is loaded; leave with an error if that does not happen."""
         server = ctx.master.addons.get("proxyserver")
@@ -179,8 +186,10 @@ class Guard:
             if time.monotonic() > deadline:
                 give_up(f"{', '.join(sorted(missing))} did not load within {START_LIMIT:.0f} s")
             await asyncio.sleep(0.02)
-        while not server.is_running:  # noqa: ASYNC110 (mitmproxy has no event for it)
+        while not server.is_running or not self.all_running:  # noqa: ASYNC110 (mitmproxy has no event for it)
             await asyncio.sleep(0.02)
+        # mitmproxy leaves now when a hook failed until here; it must not have opened the port first.
+        await asyncio.sleep(SETTLED)
         if self.broken:
             give_up(self.broken)
         # What an addon fetches first (the issuers' keys) is usually there in a moment. If not, the
@@ -339,6 +348,9 @@ class LastWord:
         if "tollgate_failed_authentications" in updated:
             per_minute = ctx.options.tollgate_failed_authentications
             self.failed = limits.Buckets(per_minute / 60, per_minute)
+
+    def running(self) -> None:
+        self.guard.all_running = True
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         if flow.response is None or flow.response.status_code < 300:

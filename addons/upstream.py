@@ -13,6 +13,7 @@ from pathlib import Path
 from mitmproxy import ctx, exceptions, http, tls
 
 from addons.core import facts, status, upstreamrequest
+from addons.core.resources import OWN_GROUP
 from addons.mitm import answers, options
 from addons.mitm.seal import seal
 from addons.net import apiserver, files
@@ -34,6 +35,9 @@ SPDY_REFUSED = status.Refusal(
     "spdy",
     "tollgate: SPDY cannot be judged frame by frame and is not let through; use kubectl 1.31 or newer, "
     "which speaks WebSocket (and do not set KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false)",
+)
+NOT_SERVED = status.Refusal(
+    404, "own-group", f"tollgate: {OWN_GROUP} is served by approvals, which are not in this gateway's stack"
 )
 NOT_THIS_SERVER = status.Refusal(
     503, "wrong-upstream", "tollgate: the request points at another server than the gateway's; tell the operator"
@@ -124,6 +128,10 @@ class Upstream:
             return None
         if server is None:
             return NO_CREDENTIAL
+        if known.need_operation().info.api_group == OWN_GROUP:
+            # A stack without approve. A real group of that name would be somebody else's, and the policies
+            # judge ours more mildly than what is stored.
+            return NOT_SERVED
         where = server.endpoint
         if (request.scheme, request.host, request.port) != ("https", where.host, where.port):
             return NOT_THIS_SERVER

@@ -24,7 +24,7 @@ def person(name: str, *groups: str, now: float = NOW) -> Identity:
 
 
 def agent(**fields: Any) -> Viewer:
-    return Viewer(AGENT, **fields)
+    return Viewer(AGENT, **{"may_read": reads_all, **fields})
 
 
 async def reads_all(_record: Record) -> bool:

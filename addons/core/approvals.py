@@ -23,6 +23,7 @@ from addons.core.model import NOTHING, Hold, Identity
 AUDIENCE = "tollgate-approver"  # of the token that a decision needs; an ordinary kubeconfig's has another
 NAME = 10  # characters of a name after its prefix, of 32 letters each: 50 bits
 KEPT = 86_400  # seconds that an ended record is still shown; the recording has it for good
+ASKED = 60.0  # seconds that a question counts at least, also one that was taken back
 CLOCK_SKEW = 30.0  # seconds that an issuer's clock may be ahead of ours
 MAX_REASON = 1000  # characters of an approver's reason; it is shown to the requester, who reads 500 at most
 
@@ -193,6 +194,7 @@ class Grant:
     approvers: tuple[str, ...] = ()
     revoked: float = 0.0
     revoked_by: str = ""
+    digests: tuple[str, ...] = ()  # of the text of each of these rules, when the yes was given
 
     def active(self, now: float) -> bool:
         return not self.revoked and not self.revoked_by and self.since <= now < self.until
@@ -426,11 +428,23 @@ def expire(record: Record, now: float) -> Record:
     return record
 
 
+_CANCELLED = "cancelled by "
+
+
+def is_asking(record: Record, now: float) -> bool:
+    """
+    Whether it counts among the questions that a requester may have open. One that he took back does
+    for a moment more: each was told to the approvers, and who asks and takes back rings all day.
+    """
+    phase = expire(record, now).phase
+    return phase is Phase.PENDING or (phase is Phase.CANCELLED and now < record.created + ASKED)
+
+
 def cancel(record: Record, by: str, now: float) -> Record:
     record = expire(record, now)
     if not record.open:
         raise NotAllowed(f"{record.name} is {record.phase} already")
-    return _end(record, Phase.CANCELLED, f"cancelled by {by}", now)
+    return _end(record, Phase.CANCELLED, f"{_CANCELLED}{by}", now)
 
 
 def void(record: Record, why: str, now: float) -> Record:
@@ -473,6 +487,10 @@ def give_back(record: Record, digest: str, audit_id: str, now: float) -> Record:
 # ----- grants -----
 
 
+def grant_name(record: Record) -> str:
+    return name("grt", record.uid)
+
+
 def grant_of(record: Record, now: float, uid: str) -> Grant | None:
     """The grant that a yes to this record makes, or None."""
     if record.phase is not Phase.APPROVED:
@@ -484,7 +502,7 @@ def grant_of(record: Record, now: float, uid: str) -> Grant | None:
         if not access.verbs or not access.resources:
             return None  # direction: in a grant an empty list would be all of them
         return Grant(
-            name("grt", record.uid),
+            grant_name(record),
             *common,
             tuple(asked.rule for asked in record.asked),
             now,
@@ -494,6 +512,7 @@ def grant_of(record: Record, now: float, uid: str) -> Grant | None:
             access.resources,
             record.name,
             people,
+            digests=tuple(asked.hold.digest for asked in record.asked),
         )
     lasting = [asked for asked in record.asked if asked.hold.approval.grant_for]
     if not lasting:
@@ -502,7 +521,7 @@ def grant_of(record: Record, now: float, uid: str) -> Grant | None:
     if not everywhere and not record.namespace:
         return None  # the scope is a namespace and the request had none: this request only
     return Grant(
-        name("grt", record.uid),
+        grant_name(record),
         *common,
         tuple(asked.rule for asked in lasting),
         now,
@@ -510,7 +529,17 @@ def grant_of(record: Record, now: float, uid: str) -> Grant | None:
         "" if everywhere else record.namespace,
         source=record.name,
         approvers=people,
+        digests=tuple(asked.hold.digest for asked in lasting),
     )
+
+
+def taken_back(before: Record, after: Record, grant: Grant | None, now: float) -> Grant | None:
+    """The grant that goes with its record when that is cancelled: whoever takes back a yes means all of it."""
+    if grant is None or grant.revoked or grant.revoked_by or now >= grant.until:
+        return None
+    if before.phase is not Phase.APPROVED or after.phase is not Phase.CANCELLED:
+        return None
+    return revoke(grant, after.message.removeprefix(_CANCELLED), now)
 
 
 def revoke(grant: Grant, by: str, now: float) -> Grant:

@@ -75,7 +75,7 @@ def ask_ahead(
         found: dict[str, Hold] = {}
         for operation in _operations(policies, identity, verbs, resource_words, namespace, own_namespace):
             for rule in _holding(policies, identity, operation):
-                found[rule.full_name] = Hold(rule.policy, rule.name, rule.message, rule.approval)
+                found[rule.full_name] = Hold(rule.policy, rule.name, rule.message, rule.approval, rule.digest)
     except _No as no:
         return (), str(no)
     if not found:

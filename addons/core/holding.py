@@ -54,7 +54,11 @@ def asked(holds: Iterable[Hold], identity: Identity) -> tuple[Asked, ...]:
 
 def covers(grant: Grant, hold: Hold, operation: Operation, now: float) -> bool:
     """Whether a standing yes satisfies this rule for this operation. It satisfies no other rule."""
-    if not grant.active(now) or f"{hold.policy}/{hold.rule}" not in grant.rules:
+    full_name = f"{hold.policy}/{hold.rule}"
+    if not grant.active(now) or full_name not in grant.rules:
+        return False
+    # A rule that was edited since may hold more, or ask others: nobody said yes to that.
+    if dict(zip(grant.rules, grant.digests, strict=False)).get(full_name, "") != hold.digest:
         return False
     # As an allow rule matches: what the request leaves open (all namespaces, no name) is not covered.
     match = Match(
@@ -111,7 +115,9 @@ def choose(records: Iterable[Record], digest: str, wanted: Sequence[Asked], now:
         if not record.open or item is None or item.used_at:
             continue
         if not same_rules(record, wanted):
-            outdated.append(record)
+            # Another object of a command may be for other rules: no reason to end what its first one asked.
+            if record.items[0].digest == digest:
+                outdated.append(record)
         elif record.phase is Phase.APPROVED:
             return Choice(What.RELEASE, record, tuple(outdated))
         elif waiting is None:
@@ -132,8 +138,8 @@ def too_many(pending: int, wanted: Sequence[Asked]) -> status.Refusal | None:
     return status.Refusal(
         403,
         "approval-too-many",
-        f"{_rules(wanted)}: you have {pending} approvals pending, and {most} is the limit, so nobody was asked; "
-        "wait until one is decided, or cancel one with kubectl delete approval NAME",
+        f"{_rules(wanted)}: you have {pending} approvals pending or taken back within the last minute, and {most} is "
+        "the limit, so nobody was asked; wait until one is decided, or cancel one with kubectl delete approval NAME",
     )
 
 

@@ -183,6 +183,7 @@ class Hold:
     rule: str
     message: str
     approval: Approval
+    digest: str = ""  # of the rule's text: a grant is for the rule as it was
 
 
 @dataclass(frozen=True, slots=True)

@@ -373,7 +373,7 @@ class _Index:
             return replace(
                 verdict,
                 message=_with(verdict.message, trouble),
-                holds=tuple(Hold(r.policy, r.name, _with(r.message, t), r.approval) for r, t in holds),
+                holds=tuple(Hold(r.policy, r.name, _with(r.message, t), r.approval, r.digest) for r, t in holds),
             )
         if wanted[Action.HOLD] or wanted[Action.ALLOW] or (self._alone and wanted[Action.DENY]):
             return wanted[Action.DENY] | wanted[Action.HOLD] | wanted[Action.ALLOW]

@@ -1,5 +1,6 @@
 """
-Preconditions: a DELETE or eviction that takes the object that was approved, and no other of its name.
+Preconditions: a DELETE or eviction that takes the object that was approved, and no other of its name;
+and a JSON patch that is applied to the state that was approved.
 
 The API server compares `preconditions.uid` when it deletes and answers 409 for another object
 (tried). The uid goes into the body, and a DELETE with any body makes the API server forget the
@@ -14,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from addons.core import canonical, digests
-from addons.core.bodies import JSON
+from addons.core.bodies import JSON, JSON_PATCH
 from addons.core.canonical import Pairs
 from addons.core.model import Operation
 from addons.core.status import Refused
@@ -59,6 +60,28 @@ def with_preconditions(operation: Operation, target: str, uid: str) -> Bound:
         options = _with_uid(options, uid)
     path, encoded = target.partition("?")[0], _encoded(query)
     return Bound(f"{path}?{encoded}" if encoded else path, json.dumps(options, ensure_ascii=False).encode())
+
+
+def depends_on_state(operation: Operation) -> bool:
+    """
+    A JSON patch: `copy`, `move` and the numbers of lists mean what is there when it is applied. What
+    other patches and whole objects put is written in them.
+    """
+    return operation.info.verb == "patch" and operation.media_type == JSON_PATCH and isinstance(operation.body, list)
+
+
+def at_version(operation: Operation, body: bytes, version: str) -> bytes:
+    """
+    The JSON patch, to be applied to this state of the object and no other. Tried without: whoever
+    may change the object, and does so between the last look and the write, has another value copied
+    than the one that was approved.
+    """
+    if not depends_on_state(operation) or not version:
+        raise ValueError("no JSON patch, or no state")
+    test = json.dumps({"op": "test", "path": "/metadata/resourceVersion", "value": version})
+    # The rest byte for byte, so that no number is written in another way.
+    rest = body.lstrip()[1:]
+    return b"".join((b"[", test.encode(), b"," if operation.body else b"", rest))
 
 
 def own_uid(operation: Operation) -> str:

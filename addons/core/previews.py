@@ -15,7 +15,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -110,6 +110,7 @@ type Mask = Callable[..., tuple[Any, ...]]  # `shown` or another in its place
 
 MASKED = "**masked**"
 CHANGES = f"{MASKED} (changes)"
+UNCHANGED = "# the object stays as it is"
 
 
 def shown(resource: str, *versions: Any) -> tuple[Any, ...]:
@@ -261,7 +262,8 @@ def difference(
     texts = [yaml.dump(version, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=10**6) for version in masked]
     old, new = ([], *map(str.splitlines, texts)) if before is None else map(str.splitlines, texts)
     if old == new:
-        return Difference("", ("the object stays as it is",))
+        # As the difference, which is not shown to everybody: of a Secret it confirms a guess at a value.
+        return Difference(UNCHANGED)
     return _bounded(_unified(old, new))
 
 
@@ -348,6 +350,46 @@ def reach_of(operation: Operation) -> Reach:
     return Reach({full: 1}, commands.names_of([commands.object_of(operation)]))
 
 
+def own_in(operation: Operation, reach: Reach) -> Reach:
+    """
+    The reach with the request's own object in it. A command's was counted when it became a mass
+    delete, and the session is the client's word: what it names later would hide behind what it began with.
+    """
+    own = commands.object_of(operation)
+    own_kind = (operation.info.api_group, operation.info.resource)
+    listed = {target[:4] for target in reach.objects}
+    if not operation.name or not listed or own in listed:
+        return reach
+    full = commands.full_resource(*own_kind)
+    counts = {**reach.counts, full: reach.counts.get(full, 0) + 1}
+    return replace(reach, counts=counts, names=(*commands.names_of([own]), *reach.names))
+
+
+_DELETE_OPTIONS = (
+    *("gracePeriodSeconds", "propagationPolicy", "orphanDependents", "dryRun"),
+    "ignoreStoreReadErrorWithClusterBreakingPotential",
+)
+
+
+def delete_notes(operation: Operation, query: canonical.Pairs) -> tuple[str, ...]:
+    """How it is deleted: at once (0 s), with its dependents left alone, …; part of what is said yes to."""
+    body = operation.body
+    if operation.info.subresource == "eviction":
+        body = _mapping(body).get("deleteOptions")
+    # With a body the API server forgets the query (handlers/delete.go); an eviction's counts beside it.
+    given = dict(query) if body is None or operation.info.subresource == "eviction" else {}
+    given |= _mapping(body)
+    # Background is what happens anyway, and what every kubectl says.
+    said = [
+        f"{key} {_word(given[key])}" for key in _DELETE_OPTIONS if given.get(key) not in (None, [], "", "Background")
+    ]
+    return (f"with the options {', '.join(said)}",) if said else ()
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What is in a namespace, or of a kind: `counts` by full resource, UNCOUNTED for what could not be counted."""
@@ -418,12 +460,32 @@ def stream_notes(operation: Operation, query: canonical.Pairs) -> tuple[str, ...
         case "portforward":
             return (*where, "which ports are forwarded, and what is sent, is not known beforehand")
         case "proxy":
-            return ("what the program behind the proxy does with it is not known beforehand",)
+            return (
+                f"sends {operation.method} {_target(operation.info.path, query)}",
+                "what the program behind the proxy does with it is not known beforehand",
+            )
         case "attach":
             return (*where, "interactive: its commands are not known beforehand")
     if _is_true(given.get("stdin")):
         return (*where, "interactive: its commands are not known beforehand, only the program that reads them")
     return where
+
+
+def _target(path: str, query: canonical.Pairs) -> str:
+    pairs = "&".join(f"{quote(key, safe='')}={quote(value, safe='')}" for key, value in query)
+    return f"{path}?{pairs}" if pairs else path
+
+
+def page_notes(operation: Operation, query: canonical.Pairs) -> tuple[str, ...]:
+    """Of a request outside the API: all of it, the summary has the beginning only."""
+    return (f"sends {operation.method} {_target(operation.info.path, query)}", "what it does could not be computed")
+
+
+def body_notes(operation: Operation, size: int) -> tuple[str, ...]:
+    """Of a body that nobody here can read."""
+    if not size or operation.body is not None:
+        return ()
+    return (f"with a body of {size} bytes, which is not shown",)
 
 
 def _is_true(value: str | None) -> bool:

@@ -11,9 +11,20 @@ import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from addons.core import approvals, canonical, holding, requestinfo, virtualchanges, virtualforms, virtualobjects
+from addons.core import (
+    approvals,
+    canonical,
+    holding,
+    impacts,
+    requestinfo,
+    virtualchanges,
+    virtualforms,
+    virtualobjects,
+)
+from addons.core.admission import NeedsObjects
 from addons.core.approvals import Access, Decider, Grant, Phase, Record
-from addons.core.model import Hold, Identity
+from addons.core.model import Action, Hold, Identity, Operation, RequestInfo
+from addons.core.policy import PolicySet
 from addons.core.virtualchanges import NewRequest, Wanted
 from addons.core.virtualforms import Form
 from addons.core.virtualobjects import RESOURCES, VERSION, Entry, Resource
@@ -51,8 +62,8 @@ class Viewer:
     auditor: bool = False  # sees all
     # The hold rules that an AccessRequest would open, or a sentence why there are none.
     ask_ahead: Callable[[Access], tuple[tuple[Hold, ...], str]] = _asks_nobody
-    # Whether he may himself read the object that somebody else's record shows; else names and counts
-    # only. Asked only for records with something to hide; an exception counts as no.
+    # Whether he may himself read the object that a record shows; else names and counts only. Asked
+    # only for records with something to hide; an exception counts as no.
     may_read: Callable[[Record], Awaitable[bool]] = _reads_nothing
     revision: str = ""  # of these policies
 
@@ -85,9 +96,29 @@ def is_visible(viewer: Viewer, entry: Entry, source: Record | None = None) -> bo
     return is_approver(viewer, entry)
 
 
-def hides(viewer: Viewer, entry: Entry) -> bool:
-    """Whether `may_read` must be asked before the whole object is shown."""
-    return isinstance(entry, Record) and bool(entry.preview.diff) and not is_own(viewer, entry)
+def hides(entry: Entry) -> bool:
+    """
+    Whether `may_read` must be asked before the whole object is shown. Of the requester too: whoever
+    may ask to change what he may not read would else read it here, or have a guess confirmed.
+    """
+    return isinstance(entry, Record) and bool(entry.preview.diff)
+
+
+def policies_let_read(policies: PolicySet, identity: Identity, record: Record, own_namespace: str = "tollgate") -> bool:
+    """Whether the policies allow to get every object of the record's kind in its namespace; RBAC is asked elsewhere."""
+    path, _, _ = record.resource.partition("/")
+    resource, _, group = path.partition(".")
+    if not resource:
+        return False  # a page outside the API
+    prefix = "apis" if group else "api"
+    info = RequestInfo(
+        "get", "", True, prefix, group, "v1", namespace=record.namespace, resource=resource, parts=(resource,)
+    )
+    operation = Operation(info, "GET", impacts.of_resource(info, own_namespace))
+    try:
+        return policies.evaluate(identity, operation).action is Action.ALLOW
+    except NeedsObjects:
+        return False  # it hangs on what nobody fetches for this
 
 
 # ----- what is asked -----

@@ -28,7 +28,8 @@ from addons.core.virtualstatus import Problem
 JSON, YAML = "application/json", "application/yaml"
 TABLE, METADATA, METADATA_LIST = "Table", "PartialObjectMetadata", "PartialObjectMetadataList"
 _MAX_CLAUSES = 50  # of an Accept header; kubectl sends three
-_CELL = 60  # characters of a command or a list in a column
+_CELL = 60  # characters of a sentence or a list in a column
+_TAIL = 20  # of them, those of its end
 
 _META_VERSIONS = frozenset({"v1", "v1beta1"})
 _JSON_RANGES = frozenset({JSON, "application/*", "*/*"})
@@ -191,7 +192,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         _NAME,
         _PHASE,
         _REQUESTER,
-        Column("Command", "What is asked for, as it may have been typed."),
+        Column("Asks-To", "What is asked for, as the gateway reads the request."),
         Column("Rule", "The rules that ask."),
         Column("Impact", "What it may do at worst, and to how many objects."),
         _AGE,
@@ -271,7 +272,8 @@ def _approval_cells(content: Content, now: float) -> Sequence[str]:
         content["metadata"]["name"],
         _phase(status),
         spec["requester"]["username"],
-        _cell([spec.get("command") or spec.get("summary") or f"{spec.get('verb')} {spec.get('resource')}"]),
+        # Not the command: its beginning is the client's word, and a column has room for no more.
+        _cell([spec.get("summary") or f"{spec.get('verb')} {spec.get('resource')}"]),
         _cell(rule["name"] for rule in spec.get("rules", ())),
         _impact(spec),
         _since(content, now),
@@ -356,7 +358,8 @@ def _decision_cells(spec: Content, status: Content, now: float) -> Sequence[str]
 
 def _cell(parts: Any) -> str:
     text = " ".join(",".join(parts).split())
-    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+    # Both ends: names that begin alike are told apart by the other one.
+    return text if len(text) <= _CELL else f"{text[: _CELL - 1 - _TAIL]}…{text[-_TAIL:]}"
 
 
 def _since(content: Content, now: float) -> str:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from addons.core import classify, policy, virtualdiscovery, virtualreviews
+from addons.core import classify, policy, status, virtualdiscovery, virtualreviews
 from addons.core.model import Action, Identity, Operation
 from addons.core.policy import PolicySet
 from addons.core.virtualreviews import Attributes, Decide
@@ -30,7 +30,10 @@ def decide(policies: PolicySet, identity: Identity) -> Decide:
 
     def judge(asked: Attributes) -> tuple[bool, str]:
         method, target = asked.request
-        head = classify.read_head(method, target)
+        try:
+            head = classify.read_head(method, target)
+        except status.Refused as e:
+            return False, e.refusal.message  # a name that no path can hold: such a request would be refused so
         name = head.info.name
         verdict = policies.evaluate(identity, Operation(head.info, method, head.impacts, name))
         if verdict.action is Action.ALLOW:
@@ -53,12 +56,24 @@ def change(operation: Operation, decides: Decide) -> Change | None:
     """What must be done to the answer of this request, or None. The whole answer is needed then."""
     info = operation.info
     if operation.method == "GET" and info.path == _GROUPS:
-        return _groups
+        return _of_any_form(_groups)
     if operation.method == "GET" and info.path == _OPENAPI:
-        return _openapi
+        return _of_any_form(_openapi)
     if (info.api_group, info.resource, info.verb) == (_REVIEWS, "selfsubjectrulesreviews", "create"):
-        return lambda body, _: _rules(body, decides)
+        return _of_any_form(lambda body, _: _rules(body, decides))
     return None
+
+
+def _of_any_form(change: Change) -> Change:
+    """Whatever the page holds, NotMerged or ValueError is all that comes out: it is then passed on as it is."""
+
+    def changed(body: bytes, content_type: str) -> bytes:
+        try:
+            return change(body, content_type)
+        except (AttributeError, TypeError, RecursionError) as e:
+            raise virtualdiscovery.NotMerged("it does not have the form of such a page") from e
+
+    return changed
 
 
 def accept(operation: Operation, sent: str) -> str:

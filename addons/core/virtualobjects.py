@@ -212,7 +212,7 @@ def _preview(preview: Preview, *, redacted: bool) -> Content:
     notes = list(preview.notes)
     diff = preview.diff
     if redacted and diff:
-        # What an approver may not read himself he is not shown here: else approving would be a way to read it.
+        # What somebody may not read himself he is not shown here: else approving, or asking, would be a way to read it.
         diff = ""
         notes.append("the difference is not shown: you may not read this object yourself")
     found = _filled(
@@ -245,7 +245,7 @@ def _status(record: Record) -> Content:
         "conditions": _conditions(record),
     }
     if record.decided and record.phase is not Phase.DENIED and approvals.grant_of(_as_approved(record), 0, "x"):
-        status["grant"] = approvals.name("grt", record.uid)
+        status["grant"] = approvals.grant_name(record)
     return {**_filled(status), "waiting": record.waiting}
 
 

@@ -19,7 +19,18 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
-from addons.core.approvals import KEPT, Grant, NotAllowed, Phase, Record, expire, grant_of
+from addons.core.approvals import (
+    KEPT,
+    Grant,
+    NotAllowed,
+    Phase,
+    Record,
+    expire,
+    grant_name,
+    grant_of,
+    is_asking,
+    taken_back,
+)
 from addons.net import codec, mirror
 from addons.net.codec import Entry
 from addons.net.mirror import APPROVALS, GRANTS, HISTORY, HISTORY_BYTES, KINDS, REQUESTS, Change, Key, Mirror
@@ -198,9 +209,9 @@ class Book:
         return [expire(entry, now) for entry in found if isinstance(entry, Record)]
 
     def pending(self, requester_key: str) -> int:
-        """How many approvals and AccessRequests of this requester are undecided."""
+        """How many approvals and AccessRequests of this requester are undecided, or were taken back just now."""
         now = self._clock()
-        return sum(expire(record, now).phase is Phase.PENDING for record in self._mirror.pending(requester_key))
+        return sum(is_asking(record, now) for record in self._mirror.pending(requester_key))
 
     def grants(self, requester_key: str) -> Sequence[Grant]:
         """Those of the requester that are not over. None while the store does not answer."""
@@ -236,7 +247,8 @@ class Book:
 
         With a revision: Changed when that is not the newest. Missing when it is not there. What
         the step raises comes out, and nothing is changed; nor when it returns what it got. A
-        record that becomes Approved and has a grant gets it in the same transaction.
+        record that becomes Approved and has a grant gets it in the same transaction, and a yes that
+        is cancelled loses it so.
         """
         async with self._turn(kind, name):
             for _ in range(TRIES):
@@ -271,6 +283,12 @@ class Book:
             if grant is not None:
                 changes.append(Put(GRANTS, grant.name, _encoded(grant)))
                 entries.append(grant)
+        if isinstance(entry, Record) and isinstance(before, Record):
+            there = self.get(GRANTS, grant_name(before))
+            over = taken_back(before, entry, there.entry if there and isinstance(there.entry, Grant) else None, now)
+            if there is not None and over is not None:
+                changes.append(Put(GRANTS, over.name, _encoded(over), there.revision))
+                entries.append(over)
         try:
             revisions = await self._store.apply(changes, now)
         except (Conflict, Absent):

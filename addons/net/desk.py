@@ -64,6 +64,7 @@ class Outcome:
     digest: str = ""
     grants: tuple[Grant, ...] = ()  # what let it pass, or part of it: a stream ends with the first of them
     verdict: Verdict | None = None  # another than the case's: what the policies say now
+    version: str = ""  # resourceVersion of the object at the last look; "" when there is none
 
 
 def refused(refusal: status.Refusal, record: Record | None = None) -> Outcome:
@@ -331,7 +332,7 @@ class Desk:
             return refused(holding.unavailable(changed.unknown), record)
         if changed.why:
             return await self._anew(case, record, wanted, digest, changed.why)
-        return replace(await self._spend(case, record, digest), grants=grants)
+        return replace(await self._spend(case, record, digest), grants=grants, version=changed.version)
 
     async def _covered(
         self, case: Case, record: Record, grants: Sequence[Grant], digest: str, verdict: Verdict

@@ -23,6 +23,8 @@ KINDS = (APPROVALS, REQUESTS, GRANTS)
 HISTORY = 1_000  # changes that are remembered, for those who follow
 HISTORY_BYTES = 16 * 1024 * 1024  # likewise, of their JSON
 
+_MAY_ASK = frozenset({Phase.PENDING, Phase.CANCELLED})  # see approvals.is_asking
+
 type Key = tuple[str, str]  # kind and name
 
 
@@ -66,7 +68,7 @@ class Mirror:
         self._broken: dict[Key, Broken] = {}
         self._removed: OrderedDict[Key, Change] = OrderedDict()
         self._by_digest: defaultdict[Key, set[str]] = defaultdict(set)  # of (requester's key, digest)
-        self._by_requester: defaultdict[str, set[Key]] = defaultdict(set)  # pending records, and grants
+        self._by_requester: defaultdict[str, set[Key]] = defaultdict(set)  # records that may count as open, and grants
         self._due: list[tuple[float, str, str]] = []
         self._due_at: dict[Key, float] = {}
         self._history: deque[tuple[Change, int]] = deque()
@@ -155,7 +157,7 @@ class Mirror:
     def _keep(self, change: Change, size: int) -> None:
         entry, key = change.entry, (change.kind, change.name)
         requester = entry.requester.key
-        if isinstance(entry, Grant) or entry.phase is Phase.PENDING:
+        if isinstance(entry, Grant) or entry.phase in _MAY_ASK:
             self._by_requester[requester].add(key)
         kept = _Kept(change, size, requester, _digests(change))
         self._kept[change.kind][change.name] = kept

@@ -54,10 +54,12 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """Whether what was approved is still so: both are "" then."""
+    """Whether what was approved is still so: `why` and `unknown` are "" then."""
 
     why: str = ""  # the approval is void
     unknown: str = ""  # it cannot be told now; the approval stays, the request does not go on
+    # resourceVersion of the object that was looked at; of a dry run, the one that it was made from.
+    version: str = field(default="", compare=False)
 
 
 class Previewer:
@@ -87,11 +89,14 @@ class Previewer:
             case Kind.DELETE:
                 return await self._delete(request, operation, plan, clock)
             case Kind.NAMESPACE | Kind.DEFINITION:
-                return await self._inside(operation, plan, clock)
+                return await self._inside(request, operation, plan, clock)
             case Kind.COLLECTION:
-                return await self._collection(operation, clock)
+                return await self._collection(request, operation, clock)
             case Kind.STREAM:
                 return await self._stream(request, operation, plan, clock)
+        if not operation.info.is_resource_request:
+            notes = previews.page_notes(operation, canonical.read(request.method, request.target).query)
+            return Seen(self._shown(notes=[*notes, *previews.body_notes(operation, len(request.body))]))
         reads = operation.info.verb in matching.READING
         return Seen(self._shown(notes=["it is a read: nothing is changed by it"] if reads else []))
 
@@ -142,7 +147,7 @@ class Previewer:
 
     async def _delete(self, request: Request, operation: Operation, plan: Plan, clock: "_Clock") -> Seen:
         info = operation.info
-        reach = previews.reach_of(operation)
+        reach = previews.own_in(operation, previews.reach_of(operation))
         asked: dict[str, Coroutine[Any, Any, Any]] = {"live": self._fetcher.get(plan.live)}
         if info.resource == previews.VOLUMES:
             spaces = {target[2] for target in reach.objects} | {info.namespace}
@@ -151,7 +156,7 @@ class Previewer:
         live = _had(got["live"], clock)
         if _is_absent(live):
             return Seen(refusal=live.refusal)
-        notes = []
+        notes = [*previews.delete_notes(operation, canonical.read(request.method, request.target).query)]
         uid, version = _identity(live.value)
         if not uid:
             notes.append(
@@ -176,7 +181,7 @@ class Previewer:
             found.append(Item(digest, what, uid))
         return tuple(found)
 
-    async def _inside(self, operation: Operation, plan: Plan, clock: "_Clock") -> Seen:
+    async def _inside(self, request: Request, operation: Operation, plan: Plan, clock: "_Clock") -> Seen:
         is_namespace = plan.kind is Kind.NAMESPACE
         name = operation.info.name
         asked: dict[str, Coroutine[Any, Any, Any]] = {
@@ -191,7 +196,7 @@ class Previewer:
         if _is_absent(live):
             return Seen(refusal=live.refusal)
         uid, version = _identity(live.value)
-        notes = []
+        notes = [*previews.delete_notes(operation, canonical.read(request.method, request.target).query)]
         if not uid:
             notes.append(f"the object could not be computed: {_trouble(live)}")
         counted, content = _content(got["content"])
@@ -206,10 +211,11 @@ class Previewer:
         shown = self._shown(reach=Reach(counts, (), content.exact), names=names, notes=notes)
         return Seen(shown, uid, version, content=content.counts)
 
-    async def _collection(self, operation: Operation, clock: "_Clock") -> Seen:
+    async def _collection(self, request: Request, operation: Operation, clock: "_Clock") -> Seen:
         got = await _all({"found": self._list(operation, clock)}, clock)
         found, content = _content(got["found"])
-        notes = list(previews.content_notes(content))
+        query = canonical.read(request.method, request.target).query
+        notes = [*previews.delete_notes(operation, query), *previews.content_notes(content)]
         result = ""
         names: Sequence[str] = ()
         if found is not None:
@@ -223,7 +229,7 @@ class Previewer:
 
     async def _stream(self, request: Request, operation: Operation, plan: Plan, clock: "_Clock") -> Seen:
         query = canonical.read(request.method, request.target).query
-        notes = list(previews.stream_notes(operation, query))
+        notes = [*previews.stream_notes(operation, query), *previews.body_notes(operation, len(request.body))]
         argv = previews.argv_of(query) if operation.info.subresource == "exec" else ()
         got = await _all({"live": self._fetcher.get(plan.live)}, clock)
         live = _had(got["live"], clock)
@@ -300,7 +306,8 @@ class Previewer:
         if "content" in asked:
             checks.append(_same_content(item, content, got["content"], drift))
         # What is surely another wins over what is not known.
-        return next((c for c in checks if c.why), next((c for c in checks if c.unknown), Checked()))
+        held = Checked(version=next((c.version for c in reversed(checks) if c.version), ""))
+        return next((c for c in checks if c.why), next((c for c in checks if c.unknown), held))
 
     # ----- asking -----
 
@@ -498,7 +505,7 @@ def _same_live(operation: Operation, item: Item, live: Had) -> Checked:
         return Checked(why="the object changed since")
     if item.result.startswith(_POD) and item.result != _POD + digests.pod(live.value):
         return Checked(why="the pod changed since")
-    return Checked()
+    return Checked(version=_identity(live.value)[1])
 
 
 def _unknown(live: Had) -> Checked:
@@ -513,7 +520,7 @@ def _same_result(operation: Operation, item: Item, got: Any, plan: Plan, late: s
         return Checked(unknown=f"its dry run cannot be repeated now: {trouble or late}")
     if digests.result(operation, after, created=created) != item.result:
         return Checked(why="the object changed since, and the request would do something else")
-    return Checked()
+    return Checked(version=_identity(after)[1])
 
 
 def _same_content(item: Item, before: Mapping[str, int] | None, got: Any, drift: int) -> Checked:

@@ -47,6 +47,7 @@ TICKET_HEADER = "Tollgate-Ticket"
 TICKET_TIME = 30.0  # seconds from the hook to the request's arrival here, which is the next thing that happens
 MAX_TICKETS = 10_000  # waiting at once; the oldest go first
 MAX_BODY = 64 * 1024  # bytes; a decision has 200, an object with a long diff sent back whole has half of it
+MAX_FIELD = 64 * 1024  # bytes of one header; more is answered with 400 by the HTTP library, in its own words
 BODY_TIME = 10.0  # seconds; the gateway has the body already
 MAX_WATCHES = 1000
 MAX_WATCHES_EACH = 50  # of one identity: one with a broken client must not keep the approvers out
@@ -72,8 +73,11 @@ class _Ticket:
 class VirtualServer:
     """Serves the paths of which `virtualapi.is_ours` is true, one request for each ticket."""
 
-    def __init__(self, book: Book, clock: Callable[[], float]) -> None:
-        """clock: seconds since the epoch."""
+    def __init__(
+        self, book: Book, clock: Callable[[], float], asked: Callable[[Record], None] = lambda _: None
+    ) -> None:
+        """clock: seconds since the epoch. asked: told of each new AccessRequest."""
+        self._asked = asked
         self._book = book
         self._clock = clock
         self._runner: web.ServerRunner | None = None
@@ -94,6 +98,7 @@ class VirtualServer:
             handler_cancellation=True,  # a watcher who left is noticed at once
             auto_decompress=False,  # bodies are judged as they are elsewhere: plain or not at all
             max_line_size=canonical.MAX_TARGET + 1024,
+            max_field_size=MAX_FIELD,
         )
         runner = web.ServerRunner(server, access_log=None, shutdown_timeout=STOP_TIME)
         await runner.setup()
@@ -311,6 +316,8 @@ class VirtualServer:
         change = await self._finish(self._add(record, dry=dry))
         if not dry:
             logger.info("%s %s: asked by %r", change.kind, change.name, sight.viewer.identity.username)
+            if change.entry is record or change.entry == record:
+                self._asked(record)
         content = sight.content(call.resource, change, hidden=False)
         return self._object(sight, call, content, 201, new.warnings)
 

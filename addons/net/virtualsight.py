@@ -59,13 +59,13 @@ class Sight:
             change = self.book.get(kind, entry.source)
             record = change.entry if change is not None else None
             # A name may be chosen, and chosen again; the grant's own name is made from the record's uid.
-            if isinstance(record, Record) and approvals.name("grt", record.uid) == entry.name:
+            if isinstance(record, Record) and approvals.grant_name(record) == entry.name:
                 return record
         return None
 
     def hides(self, entry: Entry) -> bool:
         """Whether something of it is shown only to who may read the object that it is about."""
-        return virtualapi.hides(self.viewer, entry)
+        return virtualapi.hides(entry)
 
     def content(self, resource: Resource, change: Change, *, hidden: bool) -> Content:
         return virtualobjects.of_entry(resource, change.entry, change.revision, self.clock(), redacted=hidden)

@@ -6,12 +6,10 @@ import json
 import logging
 import ssl
 from collections.abc import Sequence
-from dataclasses import replace
 
 import aiohttp
 import pytest
 from mitmproxy import command, exceptions, http
-from mitmproxy.proxy.layers.http import HTTPMode  # noqa: F401 (the layers must be loaded before wire patches them)
 from mitmproxy.test import taddons, tflow, tutils
 
 from addons import approve
@@ -30,7 +28,7 @@ from tests import http2, proxy
 from tests.records import AGENT, ONCALL, OTHER_AGENT, grant, hold, person, record
 
 STAMP = ("tollgate_approve", "request")
-JSON = "application/json"
+JSON, MERGE = "application/json", "application/merge-patch+json"
 RULE = hold(wait=20)
 AT_ONCE = hold(wait=0)
 PODS = "/api/v1/namespaces/shop/pods"
@@ -61,12 +59,12 @@ class ApiServer:
         self.dry_run = None  # an Answer; else the body comes back
         self.asked = []
 
-    async def request(self, method, path, *, body=None, **more):
-        self.asked.append((method, path))
+    async def request(self, method, path, *, body=None, identity=None, **more):
+        self.asked.append((method, path, identity))
         if method == "GET":
             found = self.live.get(path.partition("?")[0])
             return Answer(200, json.dumps(found).encode()) if found else said(404)
-        return self.dry_run or Answer(201, body)
+        return self.dry_run or Answer(201, body if isinstance(body, bytes) else json.dumps(body).encode())
 
 
 def said(code):
@@ -74,7 +72,7 @@ def said(code):
 
 
 def a_flow(method="POST", target="/api/v1/namespaces", body=None, *, identity=AGENT, verdict=None, **headers):
-    if body is None and method == "POST":
+    if body is None and (method, target) == ("POST", "/api/v1/namespaces"):
         body = {"kind": "Namespace", "metadata": {"name": "x"}}
     content = json.dumps(body).encode() if body is not None else b""
     sent = {"Content-Type": JSON} if content else {}
@@ -123,6 +121,8 @@ async def started(state=""):
 def quick(monkeypatch):
     monkeypatch.setattr(desks, "LOOK", 0.01)
     monkeypatch.setattr(approve, "GOODBYE", 0.1)
+    yield
+    assert inside.address() is None  # whatever a test did, nothing is served behind it
 
 
 @pytest.fixture
@@ -223,8 +223,10 @@ async def test_held_until_somebody_says_yes(addon, caplog):
     await decide(addon, name)
     await finish(task)
     assert (known.passed, known.approval, flow.response) == ({STAMP}, name, None)
-    # Spent under the id that the API server's audit log will have.
-    assert record_of(addon, name).items[0].used_by == known.audit_id != ""
+    # Spent under the id that the API server's audit log will have, which no other request has.
+    assert record_of(addon, name).items[0].used_by == known.audit_id
+    other = await ask(addon, a_flow(verdict=held(AT_ONCE)))
+    assert len({known.audit_id, facts.of(other).audit_id, ""}) == 3
 
 
 @pytest.mark.parametrize(
@@ -263,6 +265,18 @@ async def test_what_the_api_server_refuses_is_relayed(addon):
     assert not records_of(addon)
 
 
+@pytest.mark.parametrize(
+    ("goes_up_as", "asked_as"),
+    [pytest.param("impersonate", AGENT, id="as the caller"), pytest.param("gateway", None, id="as the gateway")],
+)
+async def test_the_preview_is_asked_for_as_the_request_itself_would_go(goes_up_as, asked_as):
+    async with started() as (one, tctx):
+        tctx.options.add_option("tollgate_upstream_identity", str, "impersonate", "")
+        tctx.options.update(tollgate_upstream_identity=goes_up_as)
+        await ask(one, a_flow(verdict=held(AT_ONCE)))
+        assert one.server.asked == [("POST", "/api/v1/namespaces?dryRun=All", asked_as)]
+
+
 async def test_who_it_is_and_what_the_policies_say_is_asked_again(addon):
     async def revoked():
         raise TokenError("review", "revoked")
@@ -293,9 +307,7 @@ async def test_the_verdict_of_now_is_the_flows(addon):
 
 
 async def test_a_grant_passes_without_a_wait(addon):
-    one = grant(record("acr-1", RULE, now=addon.clock()), now=addon.clock(), namespace="", verbs=(), resources=())
-    if not one.rules:
-        pytest.fail("the grant is for no rule")
+    one = grant(record("apr-1", hold(grant_for=600, grant_scope="rule"), now=addon.clock()), now=addon.clock())
     await addon.book.add(GRANTS, one)
     flow = await ask(addon, a_flow())
     known = facts.of(flow)
@@ -364,9 +376,9 @@ async def test_a_state_folder_that_others_can_write(tmp_path):
     (tmp_path / "state").mkdir()
     (tmp_path / "state").chmod(0o777)
     one = approve.Approve()
-    with taddons.context(one, loadcore=False) as tctx:
+    with taddons.context(one, loadcore=False):
         with pytest.raises(exceptions.OptionsError, match=r"tollgate_state: .*can be written by others"):
-            tctx.configure(one, tollgate_state=str(tmp_path / "state"))
+            one.open_store(str(tmp_path / "state"))
         await one.running()
         assert (one.ready(), inside.address()) == (False, None)
         one.server = ApiServer()
@@ -374,7 +386,7 @@ async def test_a_state_folder_that_others_can_write(tmp_path):
         await one.done()
 
 
-async def test_a_store_that_cannot_be_read_at_the_start(tmp_path, monkeypatch):
+async def test_a_store_that_cannot_be_read_at_the_start(tmp_path, monkeypatch, caplog):
     async def since(self, revision):
         raise store.StoreError("state.db is busy")
 
@@ -383,8 +395,8 @@ async def test_a_store_that_cannot_be_read_at_the_start(tmp_path, monkeypatch):
     one = approve.Approve()
     with taddons.context(one, loadcore=False) as tctx:
         tctx.configure(one, tollgate_state=str(tmp_path / "state"))
-        with pytest.raises(store.StoreError):
-            await one.running()
+        await one.running()
+        assert "approvals cannot be asked for: state.db is busy" in caplog.text
         one.server = ApiServer()
         assert not one.ready()
         assert cause(await ask(one, a_flow())) == (503, "approval-unavailable")
@@ -577,8 +589,36 @@ async def test_an_upgrade(addon, code, phase):
     await heads(addon, flow)
     assert record_of(addon, name).phase is phase
     if phase is Phase.APPROVED:  # kubectl's second try, as SPDY
-        spdy = await ask(addon, a_flow("POST", target, b"", Upgrade="SPDY/3.1", Connection="Upgrade"))
+        spdy = await ask(addon, a_flow("POST", target, Upgrade="SPDY/3.1", Connection="Upgrade"))
         assert facts.of(spdy).approval == name
+
+
+@pytest.mark.parametrize("code", [101, 200, 404, 502])
+async def test_an_upgrade_behind_a_proxy_is_spent_whatever_is_answered(addon, code):
+    """The program there may have done what the GET says, and just not upgraded."""
+    target = f"{PODS}/web-1/proxy/do-it"
+    addon.server.live[f"{PODS}/web-1"] = {"kind": "Pod", "metadata": {"uid": "uid-1"}, "spec": {"containers": []}}
+    flow, name = await passed(addon, method="GET", target=target, Upgrade="websocket", Connection="Upgrade")
+    release(flow, code)
+    await heads(addon, flow)
+    assert record_of(addon, name).phase is Phase.USED
+
+
+@pytest.mark.parametrize(("code", "refused"), [(200, None), (409, None), (422, "approval-void")])
+async def test_a_json_patch_is_bound_to_the_state_of_the_last_look(addon, code, refused):
+    target = "/api/v1/namespaces/shop/configmaps/c"
+    there = {"kind": "ConfigMap", "metadata": {"uid": "uid-1", "resourceVersion": "17"}, "data": {"a": "b"}}
+    addon.server.live[target] = there
+    addon.server.dry_run = Answer(200, json.dumps(there).encode())
+    patch = [{"op": "copy", "from": "/data/a", "path": "/data/b"}]
+    media = {"Content_Type": "application/json-patch+json"}
+    flow, _ = await passed(addon, method="PATCH", target=target, body=patch, **media)
+    test = {"op": "test", "path": "/metadata/resourceVersion", "value": "17"}
+    assert json.loads(flow.request.content) == [test, *patch]
+    release(flow, code)
+    await heads(addon, flow)
+    refusal = facts.of(flow).answer_refusal
+    assert (refusal.cause if refusal else None) == refused
 
 
 @pytest.mark.parametrize(
@@ -614,15 +654,144 @@ async def test_what_cannot_be_given_back_is_logged_and_stays_spent(addon, caplog
     assert record_of(addon, name).phase is Phase.USED
 
 
+# ----- streams that a grant opened -----
+
+
+@pytest.fixture
+def cuts(monkeypatch):
+    found = []
+    monkeypatch.setattr(approve.cutting, "cut", lambda flow, refusal: found.append((flow, refusal.cause)))
+    return found
+
+
+async def granted(one):
+    """An exec that a grant let pass, and that grant."""
+    rule = hold(grant_for=600, grant_scope="rule")
+    yes = grant(record("apr-1", rule, now=one.clock()), now=one.clock())
+    await one.book.add(GRANTS, yes)
+    target = f"{PODS}/web-1/exec?command=sh&container=web"
+    flow = await ask(one, a_flow("GET", target, Upgrade="websocket", Connection="Upgrade"))
+    assert facts.of(flow).approval == yes.name
+    flow.client_conn.state = approve.connection.ConnectionState.OPEN
+    return flow, yes
+
+
+async def revoked(one, yes):
+    await one.book.step(GRANTS, yes.name, lambda kept: approvals.revoke(kept, "alice", one.clock()))
+
+
+async def over(one, yes):
+    now = yes.until
+    one.clock = one.desk.clock = lambda: now
+
+
+async def removed(one, yes):
+    await one.book.remove(GRANTS, yes.name)
+
+
+@pytest.mark.parametrize("end", [revoked, over, removed])
+async def test_a_stream_ends_with_its_grant(addon, cuts, end):
+    flow, yes = await granted(addon)
+    release(flow, 101)
+    await heads(addon, flow)
+    addon.response(flow)  # which only begins it
+    addon.sweep()
+    assert cuts == []
+    await end(addon, yes)
+    addon.sweep()
+    addon.sweep()
+    assert cuts == [(flow, "grant-over")]
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        pytest.param(lambda a, f: a.websocket_end(f), id="the stream ended"),
+        pytest.param(lambda a, f: (release(f, 403), a.response(f)), id="it never began"),
+        pytest.param(
+            lambda a, f: setattr(f.client_conn, "state", approve.connection.ConnectionState.CLOSED), id="gone"
+        ),
+    ],
+)
+async def test_what_is_over_is_not_cut(addon, cuts, ends):
+    flow, yes = await granted(addon)
+    release(flow, 101)
+    ends(addon, flow)
+    await revoked(addon, yes)
+    addon.sweep()
+    assert cuts == []
+    assert flow not in addon.granted
+
+
+async def test_what_was_not_released_is_not_cut(addon, cuts):
+    _, yes = await granted(addon)
+    await revoked(addon, yes)
+    addon.sweep()
+    assert cuts == []
+
+
+async def test_one_trouble_does_not_end_the_sweeping(monkeypatch, caplog):
+    monkeypatch.setattr(approve, "SWEEP", 0.001)
+    async with started() as (one, _):
+        swept = []
+
+        def sweep():
+            swept.append(1)
+            raise RuntimeError("odd")
+
+        one.sweep = sweep
+        await until(lambda: len(swept) > 2)
+    assert "ending what ended grants had opened" in caplog.text
+
+
+# ----- whoever can answer is told -----
+
+
+class Notifier:
+    def __init__(self):
+        self.sent = []
+
+    def send(self, one):
+        self.sent.append(one.name)
+
+    async def stop(self):
+        pass
+
+
+async def test_each_new_question_is_told_once(addon):
+    addon.notifier = Notifier()
+    for _ in range(2):
+        await ask(addon, a_flow(verdict=held(AT_ONCE)))
+    (one,) = records_of(addon)
+    assert addon.notifier.sent == [one.name]
+    await decide(addon, one.name)
+    assert addon.latest(one).phase is Phase.APPROVED
+    assert addon.latest(record("apr-none")).phase is Phase.PENDING
+
+
+def test_a_bad_notifier_is_an_error():
+    one = approve.Approve()
+    with taddons.context(one, loadcore=False) as tctx, pytest.raises(exceptions.OptionsError):
+        tctx.configure(one, tollgate_notify_webhook=["http://example.com/x"])
+
+
+async def test_notifications_are_not_changed_under_a_running_gateway():
+    async with started() as (one, tctx):
+        with pytest.raises(exceptions.OptionsError, match="cannot be changed while the gateway runs"):
+            one.set_up_notifier()
+        assert tctx.options.tollgate_notify_command == ""
+
+
 # ----- the virtual API -----
 
 
-def test_a_request_for_our_group_is_pointed_here_with_a_ticket_and_nothing_else(addon):
+async def test_a_request_for_our_group_is_pointed_here_with_a_ticket_and_nothing_else(addon):
     flow = a_flow(
         "PATCH",
         f"{OURS}/apr-1",
         {"spec": {"decision": "Approved"}},
         verdict=Verdict(Action.ALLOW),
+        Content_Type=MERGE,
         Accept=JSON,
         User_Agent="kubectl",
         Tollgate_Ticket="0" * 32,
@@ -643,7 +812,7 @@ def test_a_request_for_our_group_is_pointed_here_with_a_ticket_and_nothing_else(
     (ticket,) = sent.pop("tollgate-ticket")
     assert ticket != "0" * 32
     assert sent == {
-        "content-type": [JSON],
+        "content-type": [MERGE],
         "accept": [JSON],
         "user-agent": ["kubectl"],
         "content-length": [str(len(request.raw_content))],
@@ -652,7 +821,7 @@ def test_a_request_for_our_group_is_pointed_here_with_a_ticket_and_nothing_else(
     assert request.path == f"{OURS}/apr-1"
 
 
-def test_the_ticket_is_of_who_asks(addon):
+async def test_the_ticket_is_of_who_asks(addon):
     def viewer(identity):
         flow = a_flow("GET", OURS, identity=identity, verdict=Verdict(Action.ALLOW))
         addon.request(flow)
@@ -674,8 +843,8 @@ async def test_what_a_viewer_may_read_and_ask_for(addon):
     assert (addon.viewer(facts.of(flow)).agent, addon.viewer(facts.of(flow)).auditor) == (True, False)
 
 
-def test_a_hold_on_our_group_is_refused(addon):
-    flow = a_flow("PATCH", f"{OURS}/apr-1", {"spec": {}}, verdict=held())
+async def test_a_hold_on_our_group_is_refused(addon):
+    flow = a_flow("PATCH", f"{OURS}/apr-1", {"spec": {}}, verdict=held(), Content_Type=MERGE)
     assert addon.request(flow) is None
     assert (cause(flow), facts.of(flow).passed) == ((403, "approval-of-approvals"), set())
     assert facts.of(flow).served_here is None
@@ -684,15 +853,12 @@ def test_a_hold_on_our_group_is_refused(addon):
 def test_watches_begin_anew_when_the_policies_change(addon):
     ended = []
     addon.virtual.end_watches = lambda: ended.append(1)
-    for policies, count in ((POLICIES, 0), (POLICIES, 0), (policyfile.parse({"b.yaml": POLICY + b"#"}), 1)):
+    changed = policyfile.parse({"agents.yaml": POLICY.replace(b"freeze", b"no-deletes")})
+    for policies, count in ((POLICIES, 0), (POLICIES, 0), (changed, 1), (changed, 1)):
         flow = a_flow("GET", PODS, verdict=Verdict(Action.ALLOW))
-        facts.of(flow).policies = lambda policies=policies: replace_revision(policies, count)
+        facts.of(flow).policies = lambda policies=policies: policies
         addon.request(flow)
         assert len(ended) == count
-
-
-def replace_revision(policies, number):
-    return type("Policies", (), {"revision": f"r{number}"})() if number else policies
 
 
 def review(**attributes):
@@ -789,6 +955,7 @@ async def test_a_page_that_did_not_change(addon):
 async def test_garbage_passes_unchanged(addon, caplog, target, content, content_type):
     answer = await merged(addon, discovering(addon, target), content, content_type)
     assert answer.content == content
+    assert "etag" not in answer.headers  # or it would be kept as if ours were in it
     assert "passed on without tollgate.dev" in caplog.text
 
 
@@ -846,7 +1013,7 @@ async def test_what_the_operator_may_not(addon, caplog):
     flow = a_flow(verdict=held(hold(wait=20, require_reason=True)))
     task, name = await pending(addon, flow)
     await commanded(addon, addon.approve, flow)
-    assert "the rule wants a reason" in caplog.text
+    assert f"approval {name}: the rule wants a reason" in caplog.text
     assert record_of(addon, name).phase is Phase.PENDING
     await commanded(addon, addon.approve, flow, "because")
     await finish(task)
@@ -927,7 +1094,7 @@ def answer(peer, sid, head):
 @contextlib.asynccontextmanager
 async def gateway(tls, confdir, upstream):
     one, judges = approve.Approve(), Judges()
-    async with proxy.running(upstream, tls.combined, tls.ca_file, confdir, judges, one) as port:
+    async with proxy.running(upstream, tls.combined, tls.ca_file, confdir, judges, one, tollgate_state="") as port:
         await until(one.ready)
         one.server = ApiServer()
         yield one, judges, port
@@ -996,6 +1163,7 @@ async def test_http1_clients_leave_too(tls, confdir):
         await until(lambda: not record_of(one, name).waiting)
         await decide(one, name)
         assert record_of(one, name).phase is Phase.APPROVED
+        await until(lambda: judges.flows[0].error)
         assert not any(peer.requests for peer in peers)
 
 

@@ -11,8 +11,8 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow
 
 from addons import block
-from addons.core import classify, facts, policy
-from addons.core.model import Action, Identity, Impact, Operation, RequestInfo
+from addons.core import admission, classify, facts, policy
+from addons.core.model import Action, Approval, Hold, Identity, Impact, Operation, RequestInfo, Verdict
 from addons.net import store
 from addons.net.apiserver import Answer, ApiServerError
 
@@ -918,3 +918,165 @@ async def test_what_was_not_looked_at_when_it_began_counts_as_what_cannot_be_fet
     await reload(streaming, file, NAMESPACES)
     assert [(f, r.cause) for f, r in cuts] == [(flow, "policy-deny")]
     assert "p/not-in-production" in cuts[0][1].message
+
+
+# Held, and somebody can be asked
+
+
+@pytest.fixture
+def asking(context, configured):
+    context.options.add_option("tollgate_stack", str, "", "")
+    context.configure(configured, tollgate_stack="authenticate,classify,block,approve,upstream")
+    return configured
+
+
+def held():
+    return flow_of(operation("create", "pods/exec"))
+
+
+def test_what_a_rule_holds_is_left_to_approve(asking):
+    flow = held()
+    asking.request(flow)
+    known = facts.of(flow)
+    assert (flow.response, known.passed, known.verdict.action) == (None, {STAMP}, Action.HOLD)
+    assert [h.rule for h in known.verdict.holds] == ["ask-for-exec"]
+    assert known.approval == ""
+
+
+def test_without_approve_in_the_stack_it_is_refused(context, asking):
+    context.configure(asking, tollgate_stack="authenticate,classify,block,upstream")
+    flow = held()
+    asking.request(flow)
+    assert (flow.response.status_code, facts.of(flow).passed) == (403, set())
+
+
+EXEC = "match: {users: [agent], resources: [pods/exec]}"
+ASK = f"- {{name: ask-for-exec, action: hold, {EXEC}, approval: {{groups: [oncall]}}}}"
+
+
+@pytest.mark.parametrize(
+    ("now", "action", "holds"),
+    [
+        pytest.param(f"{ASK} # a comment", Action.HOLD, ["ask-for-exec"], id="asked by the same rule"),
+        pytest.param(f"- {{name: refuse, action: deny, {EXEC}}}", Action.DENY, [], id="denied"),
+        pytest.param(f"- {{name: permit, action: allow, {EXEC}}}", Action.ALLOW, [], id="allowed"),
+        pytest.param(ASK.replace("agent", "other"), Action.DENY, [], id="allowed by nothing"),
+        pytest.param(
+            f"{ASK}\n{ASK.replace('for', 'more')}", Action.HOLD, ["ask-for-exec", "ask-more-exec"], id="two ask"
+        ),
+    ],
+)
+async def test_it_is_judged_again_by_the_policies_of_then(asking, file, now, action, holds):
+    flow = held()
+    asking.request(flow)
+    assert ASK in RULES
+    change(file, RULES.replace(ASK, now))
+    await asking.reload()
+    verdict = facts.of(flow).judge_again()
+    assert (verdict.action, sorted(h.rule for h in verdict.holds)) == (action, holds)
+    assert verdict.revision == asking.policy.revision != facts.of(flow).verdict.revision
+
+
+async def test_a_rule_that_looks_at_objects_since_is_no_verdict(asking, file):
+    flow = flow_of(operation("update", "configmaps"))
+    rules = RULES + "- {name: ask, action: hold, match: {resources: [configmaps]}, approval: {groups: [x]}}\n"
+    change(file, rules)
+    await asking.reload()
+    asking.request(flow)
+    assert facts.of(flow).verdict.action is Action.HOLD
+    change(file, rules + "- {name: keep, action: deny, match: {resources: [configmaps]}, when: object.data.a == '1'}\n")
+    await asking.reload()
+    with pytest.raises(admission.NeedsObjects):
+        facts.of(flow).judge_again()
+
+
+def test_observed_holds_are_asked_of_nobody(context, asking, file):
+    context.configure(asking, tollgate_observe=True)
+    flow = held()
+    asking.request(flow)
+    known = facts.of(flow)
+    assert (known.verdict.action, known.passed) == (Action.ALLOW, {STAMP})
+    assert known.judge_again().action is Action.ALLOW
+
+
+def test_what_is_denied_is_asked_of_nobody(asking):
+    flow = flow_of(operation("get", "secrets"))
+    asking.request(flow)
+    assert (flow.response.status_code, facts.of(flow).judge_again) == (403, None)
+
+
+@pytest.fixture
+def asking_budgets(budgeted):
+    budgeted.asks = True
+    return budgeted
+
+
+async def test_over_a_budget_that_asks_a_human_is_asked(asking_budgets, clock):
+    await ask(asking_budgets, deletion("db"))
+    flow = await ask(asking_budgets, deletion("db"))
+    known = facts.of(flow)
+    assert (flow.response, known.passed, known.verdict.action) == (None, {STAMP}, Action.HOLD)
+    assert [h.rule for h in known.verdict.holds] == ["fewer-db"]
+    assert not asking_budgets.reserved.get(flow)  # the yes counts instead
+    assert (await ask(asking_budgets, deletion())).response is None  # the second of `few`, still there
+    # What became free while it waited is others': the budget asks all the same.
+    clock.now += 7200
+    again = known.judge_again()
+    assert (again.action, [h.rule for h in again.holds]) == (Action.HOLD, ["fewer-db"])
+
+
+async def test_over_a_budget_that_asks_and_denied_meanwhile(asking_budgets, file):
+    await ask(asking_budgets, deletion("db"))
+    flow = await ask(asking_budgets, deletion("db"))
+    change(file, BUDGETS.replace("rules:\n", "rules:\n- {name: freeze, action: deny, match: {verbs: [delete]}}\n"))
+    await asking_budgets.reload()
+    assert facts.of(flow).judge_again().rule == "freeze"
+
+
+async def test_over_a_budget_that_denies_nobody_is_asked(asking_budgets):
+    flows = [await ask(asking_budgets, deletion()) for _ in range(3)]
+    assert (flows[2].response.status_code, facts.of(flows[2]).passed) == (403, set())
+
+
+HOLDING = BUDGETS.replace("budgets:", "- {name: ask, action: hold, match: {verbs: [delete]}, approval: {groups: [x]}}\n"
+                          "budgets:")  # fmt: skip
+
+
+async def test_a_rule_and_a_budget_ask_together(asking_budgets, file):
+    await ask(asking_budgets, deletion("db"))
+    change(file, HOLDING)
+    await asking_budgets.reload()
+    known = facts.of(await ask(asking_budgets, deletion("db")))
+    assert (known.verdict.rule, [h.rule for h in known.verdict.holds]) == ("ask", ["ask", "fewer-db"])
+    assert [h.rule for h in known.judge_again().holds] == ["ask", "fewer-db"]
+
+
+async def test_what_nobody_approved_is_given_back(asking_budgets, file):
+    change(file, HOLDING)
+    await asking_budgets.reload()
+    for _ in range(4):  # of `few` there are two
+        flow = await ask(asking_budgets, deletion())
+        known = facts.of(flow)
+        assert (known.verdict.action, known.verdict.rule, known.passed) == (Action.HOLD, "ask", {STAMP})
+        known.refusal, known.answered_by = object(), "tollgate_approve"
+        flow.response = http.Response.make(403)
+        await asking_budgets.responseheaders(flow)
+
+
+@pytest.mark.parametrize(
+    ("action", "rules", "wanted"),
+    [
+        pytest.param(Action.ALLOW, (), (Action.HOLD, "budget", ["budget"]), id="allowed"),
+        pytest.param(Action.HOLD, ("ask",), (Action.HOLD, "ask", ["ask", "budget"]), id="held"),
+        pytest.param(Action.DENY, (), (Action.DENY, "", []), id="denied stays denied"),
+    ],
+)
+def test_holds_of_a_rule_and_of_a_budget(action, rules, wanted):
+    def of(*names):
+        return tuple(Hold("p", name, "", Approval(groups=("x",))) for name in names)
+
+    observed = (Verdict(),)
+    verdict = Verdict(action, "ask" if rules else "", "p", holds=of(*rules), observed=observed)
+    found = block.with_holds(verdict, Verdict(Action.HOLD, "budget", "p", holds=of("budget")))
+    assert (found.action, found.rule, [h.rule for h in found.holds]) == wanted
+    assert found.observed == observed

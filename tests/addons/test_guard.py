@@ -7,8 +7,8 @@ from mitmproxy.test import taddons, tflow, tutils
 
 from addons import guard
 from addons.core import facts, stack
-from addons.core.model import Identity
-from addons.mitm import answers
+from addons.core.model import Action, Approval, Hold, Identity, Verdict
+from addons.mitm import answers, inside
 from addons.mitm.seal import seal
 
 SAFE = {
@@ -99,6 +99,32 @@ def test_the_guard_itself_failed(stacked):
     flow = a_flow()  # requestheaders raised before it set anything: `None is None` must not release
     last.request(flow)
     assert flow.response.status_code == 503
+
+
+HELD = Verdict(Action.HOLD, "r", "p", holds=(Hold("p", "r", "", Approval(groups=("oncall",))),))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "approval", "released"),
+    [
+        pytest.param(HELD, "", False, id="held, and nobody said yes: whatever the stamps say"),
+        pytest.param(HELD, "apr-1", True, id="held and approved"),
+        pytest.param(Verdict(Action.ALLOW), "", True, id="allowed"),
+    ],
+)
+def test_what_is_held_has_two_locks(stacked, verdict, approval, released, caplog):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    pass_all(flow)
+    known = facts.of(flow)
+    known.verdict, known.approval = verdict, approval
+    last.request(flow)
+    assert known.released is released
+    assert (flow.response is None) is released
+    if not released:
+        assert flow.response.status_code == 503
+        assert "it is held and nobody approved it" in caplog.text
 
 
 def test_changed_after_the_verdict(stacked):
@@ -482,3 +508,31 @@ def test_not_configured_denies():
     with taddons.context():
         guard.Guard().requestheaders(flow)
     assert flow.response.status_code == 503
+
+
+HERE = ("127.0.0.1", 40001)
+
+
+@pytest.mark.parametrize(
+    ("serving", "address", "error"),
+    [
+        pytest.param((), HERE, True, id="nothing is served here"),
+        pytest.param((HERE,), HERE, False, id="the server in this process"),
+        pytest.param((HERE,), ("127.0.0.1", 40002), True, id="another port of this machine"),
+        pytest.param((HERE,), ("localhost", 40001), True, id="another name of it"),
+        pytest.param((HERE,), ("127.0.0.1", 6443), False, id="the API server all the same"),
+    ],
+)
+def test_only_the_server_in_this_process_beside_the_api_server(stacked, serving, address, error):
+    _, last = stacked
+    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+    client.proxy_mode = type("Mode", (), {"address": ("127.0.0.1", 6443)})()
+    for one in serving:
+        inside.serve_at(one)
+    try:
+        data = type("Data", (), {"client": client, "server": connection.Server(address=address)})()
+        last.server_connect(data)
+        assert bool(data.server.error) is error
+    finally:
+        for one in serving:
+            inside.stop_serving(one)

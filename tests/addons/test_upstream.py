@@ -203,3 +203,77 @@ def test_without_a_credential_nothing_goes_up(kubeconfig, addon):
 def test_authenticate_and_upstream_share_one_server(kubeconfig):
     path = kubeconfig()
     assert apiserver.shared(path) is apiserver.shared(path)
+
+
+HERE = ("127.0.0.1", 40001)
+
+
+def a_flow_for_this_process(address=HERE, scheme="http", upgrade=""):
+    flow = a_flow(upgrade=upgrade)
+    facts.of(flow).served_here = HERE
+    flow.request.scheme, flow.request.host, flow.request.port = scheme, *address
+    flow.request.headers = http.Headers(((b"host", b"127.0.0.1:40001"), (b"tollgate-ticket", b"t")))
+    return flow
+
+
+def test_what_is_served_in_this_process_gets_no_credential_and_nobodys_name(addon):
+    one, _ = addon
+    flow = a_flow_for_this_process()
+    one.request(flow)
+    known = facts.of(flow)
+    assert dict(flow.request.headers) == {"host": "127.0.0.1:40001", "tollgate-ticket": "t"}
+    assert (known.credential, flow.response, bool(known.audit_id)) == ("", None, True)
+    assert known.passed == {("tollgate_upstream", "request")}
+    assert known.sealed is not None
+
+
+def test_it_is_served_while_there_is_no_api_server(addon):
+    one, _ = addon
+    one.server = None
+    flow = a_flow_for_this_process()
+    one.request(flow)
+    assert facts.of(flow).passed == {("tollgate_upstream", "request")}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"address": ("127.0.0.1", 40002)}, id="another port"),
+        pytest.param({"address": ("127.0.0.1", 6443), "scheme": "https"}, id="the API server, without a credential"),
+        pytest.param({"scheme": "https"}, id="another scheme"),
+        pytest.param({"address": ("evil", 40001)}, id="another host"),
+    ],
+)
+def test_only_the_server_in_this_process_is_meant(addon, more):
+    one, _ = addon
+    flow = a_flow_for_this_process(**more)
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "wrong-upstream"
+    assert not facts.of(flow).passed
+
+
+def test_a_request_for_this_process_that_nobody_pointed_there(addon):
+    one, _ = addon
+    flow = a_flow_for_this_process()
+    facts.of(flow).served_here = None
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "wrong-upstream"
+
+
+def test_an_approval_was_spent_under_the_id_that_goes_up(addon):
+    one, _ = addon
+    flow = a_flow()
+    facts.of(flow).audit_id = "spent-under"
+    one.request(flow)
+    assert flow.request.headers["audit-id"] == "spent-under"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_that_an_addon_needs_whole_does_not_stream(addon, whole):
+    one, _ = addon
+    flow = a_flow()
+    known = facts.of(flow)
+    known.released, known.whole = True, whole
+    flow.response = http.Response.make(200)
+    one.responseheaders(flow)
+    assert flow.response.stream is not whole

@@ -700,3 +700,58 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+# ----- taken back -----
+
+
+def a_grant(**approval):
+    yes = decided(record(asked(grant_for=600, grant_scope="rule", **approval), items=("d1", "d2")))
+    return yes, grant_of(yes, NOW + 1, "u")
+
+
+def decided(one):
+    who = Identity("bob", groups=("oncall",), audiences=(AUDIENCE,), auth_time=NOW)
+    return decide(one, Decider(who, False), True, "", NOW)
+
+
+def test_a_yes_that_is_cancelled_takes_its_grant_along():
+    yes, grant = a_grant()
+    gone = approvals.taken_back(yes, cancel(yes, "ann", NOW + 2), grant, NOW + 2)
+    assert (gone.revoked, gone.revoked_by) == (NOW + 2, "ann")
+
+
+@pytest.mark.parametrize("step", [void, lambda one, _why, now: use(one, "d1", "a", now)], ids=["void", "used"])
+def test_whatever_else_becomes_of_it_the_grant_stays(step):
+    yes, grant = a_grant()
+    assert approvals.taken_back(yes, step(yes, "why", NOW + 2), grant, NOW + 2) is None
+
+
+def test_a_grant_that_is_over_is_not_revoked_again():
+    yes, grant = a_grant()
+    gone = cancel(yes, "ann", NOW + 2)
+    assert approvals.taken_back(yes, gone, None, NOW + 2) is None
+    assert approvals.taken_back(yes, gone, revoke(grant, "eve", NOW + 1), NOW + 2) is None
+    assert approvals.taken_back(yes, gone, grant, grant.until) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "at", "counts"),
+    [
+        pytest.param(record(), NOW, True, id="pending"),
+        pytest.param(record(), NOW + 900, False, id="expired"),
+        pytest.param(cancel(record(), "ann", NOW + 1), NOW + 2, True, id="taken back at once"),
+        pytest.param(cancel(record(), "ann", NOW + 1), NOW + approvals.ASKED, False, id="a minute ago"),
+        pytest.param(void(record(), "x", NOW + 1), NOW + 2, False, id="void"),
+    ],
+)
+def test_what_counts_as_asking(one, at, counts):
+    assert approvals.is_asking(one, at) is counts
+
+
+def test_a_grant_has_the_digests_of_its_rules():
+    one = record(asked("a", grant_for=600), asked("b"), namespace="shop")
+    one = replace(one, asked=tuple(replace(a, hold=replace(a.hold, digest=a.hold.rule * 2)) for a in one.asked))
+    assert grant_of(decided(one), NOW, "u").digests == ("aa",)
+    wish = replace(one, access=Access(("get",), ("pods",), "shop", 600))
+    assert grant_of(decided(wish), NOW, "u").digests == ("aa", "bb")

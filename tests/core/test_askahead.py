@@ -1,5 +1,6 @@
 """Asking ahead: which hold rules a yes would open, and every reason why there is nothing to ask for."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,7 @@ def test_a_grant_of_it_lets_the_request_pass(verb, word, namespace):
         body = b'{"metadata": {"name": "web-1"}, "spec": {}}' if sub != "exec" else b""
     operation = classify(askahead._METHODS[verb], target + ("?watch=1" if verb == "watch" else ""), headers, body)
     grant = Grant("grt-a", "u", requester(BOT), tuple(names(holds)), 0.0, 10.0, where, (verb,), (word,))
+    grant = replace(grant, digests=tuple(hold.digest for hold in holds))
     verdict = DEFAULT.evaluate(BOT, operation, askahead.admission.NOT_FETCHED)
     assert verdict.action is not Action.DENY or not verdict.rule
     assert holding.unsatisfied(verdict.holds, [grant], operation, 5.0)[0] == ()

@@ -73,6 +73,12 @@ def operation(
             id="this one of a fan-out is spent",
         ),
         pytest.param(
+            [record(Phase.APPROVED, digest="all", asked=(OTHER_RULE,), items=(Item("e", "x"), Item("d", "y")))],
+            What.ASK,
+            0,
+            id="what other rules asked of the first of a fan-out stays",
+        ),
+        pytest.param(
             [record(Phase.APPROVED, access=approvals.Access(("create",), ("pods",), "", 60))],
             What.ASK,
             0,
@@ -164,7 +170,7 @@ def test_too_many_questions():
     assert holding.too_many(4, (NEW_NAMESPACE,)) is None
     refusal = holding.too_many(5, (NEW_NAMESPACE,))
     assert refusal is not None
-    assert refusal.message.startswith("rule agents/new-namespace: you have 5 approvals pending, and 5 is the limit")
+    assert refusal.message.startswith("rule agents/new-namespace: you have 5 approvals pending or taken back")
 
 
 LONG = Asked(Hold("p" * 60, "r" * 60, "m" * 300, Approval(groups=("g" * 200,))))
@@ -212,3 +218,19 @@ def test_sentences(refusal, code, has):
 
 def test_the_next_step_is_not_cut_off_by_long_names():
     assert status.one_line(holding.pending(record(asked=(LONG,)), NOW).message).endswith("it passes once")
+
+
+@pytest.mark.parametrize(
+    ("granted", "now", "covered"),
+    [
+        pytest.param(("x",), "x", True, id="the same"),
+        pytest.param(("x",), "y", False, id="edited since"),
+        pytest.param((), "y", False, id="of an older version, which did not say"),
+        pytest.param((), "", True, id="neither says"),
+    ],
+)
+def test_a_grant_is_for_the_rule_as_it_was(granted, now, covered):
+    """A rule of the same name may hold more by now, or ask others."""
+    grant = Grant("grt-1", "u", AGENT, ("agents/new-namespace",), NOW - 1, NOW + 1, digests=granted)
+    hold = replace(NEW_NAMESPACE.hold, digest=now)
+    assert holding.covers(grant, hold, operation(), NOW) is covered

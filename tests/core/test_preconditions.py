@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from addons.core import canonical, digests
 from addons.core.classify import classify
-from addons.core.preconditions import deletes_one, own_uid, with_preconditions
+from addons.core.preconditions import at_version, deletes_one, depends_on_state, own_uid, with_preconditions
 from addons.core.status import Refused
 
 POD = "/api/v1/namespaces/shop/pods/web-1"
@@ -185,3 +185,49 @@ def test_nothing_of_a_query_is_lost(query):
     # The approval of what the client sent is not asked for again by what goes up.
     operation = read("DELETE", bound.target, bound.body)
     assert digests.is_single_delete(operation)
+
+
+CONFIG = "/api/v1/namespaces/shop/configmaps/c"
+JSON_PATCH = "application/json-patch+json"
+TEST = b'[{"op": "test", "path": "/metadata/resourceVersion", "value": "17"}'
+
+
+@pytest.mark.parametrize(
+    ("body", "bound"),
+    [
+        pytest.param(b'[{"op":"remove","path":"/a"}]', TEST + b',{"op":"remove","path":"/a"}]', id="one"),
+        pytest.param(b' \n[ {"op":"remove","path":"/a"} ]\n', TEST + b', {"op":"remove","path":"/a"} ]\n', id="spaces"),
+        pytest.param(b"[]", TEST + b"]", id="none"),
+        pytest.param(
+            b'[{"op":"add","path":"/a","value":1.0e2}]',
+            TEST + b',{"op":"add","path":"/a","value":1.0e2}]',
+            id="a number as it was written",
+        ),
+    ],
+)
+def test_a_json_patch_is_for_one_state(body, bound):
+    operation = read("PATCH", CONFIG, body, JSON_PATCH)
+    assert depends_on_state(operation)
+    assert at_version(operation, body, "17") == bound
+    json.loads(bound)
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "media"),
+    [
+        pytest.param("PATCH", {"data": {}}, "application/merge-patch+json", id="merge patch"),
+        pytest.param("PATCH", {"data": {}}, "application/strategic-merge-patch+json", id="strategic patch"),
+        pytest.param("PUT", {"data": {}}, "application/json", id="PUT"),
+        pytest.param("DELETE", None, "", id="delete"),
+    ],
+)
+def test_what_says_all_itself_is_for_any_state(method, body, media):
+    operation = read(method, CONFIG, body, media)
+    assert not depends_on_state(operation)
+    with pytest.raises(ValueError, match="no JSON patch"):
+        at_version(operation, b"{}", "17")
+
+
+def test_no_state_is_none_to_bind_to():
+    with pytest.raises(ValueError, match="no state"):
+        at_version(read("PATCH", CONFIG, b"[]", JSON_PATCH), b"[]", "")

@@ -268,7 +268,7 @@ def test_a_new_object_is_all_added():
 
 
 def test_no_change_is_said():
-    assert diff(an_object(), an_object()) == Difference("", ("the object stays as it is",))
+    assert diff(an_object(), an_object()) == Difference(previews.UNCHANGED)
 
 
 def test_the_status_is_shown_where_it_is_written():
@@ -357,6 +357,72 @@ def test_what_a_delete_reaches():
     assert previews.reach_of(replace(operation, reach=counted)) is counted
 
 
+OTHERS = (("", "pods", "shop", "a", "u1"), ("", "pods", "shop", "b", "u2"))
+
+
+@pytest.mark.parametrize(
+    ("target", "objects", "counts", "names"),
+    [
+        pytest.param(POD, (), {"pods": 2}, ("shop/a", "shop/b"), id="not listed by name"),
+        pytest.param(f"{NS}/pods/a", OTHERS, {"pods": 2}, ("shop/a", "shop/b"), id="one of them"),
+        pytest.param(POD, OTHERS, {"pods": 3}, ("shop/web-1", "shop/a", "shop/b"), id="one more"),
+        pytest.param(
+            f"{NS}/secrets/s",
+            OTHERS,
+            {"pods": 2, "secrets": 1},
+            ("shop/s", "shop/a", "shop/b"),
+            id="of another kind",
+        ),
+    ],
+)
+def test_an_object_cannot_hide_behind_those_of_its_command(target, objects, counts, names):
+    reach = Reach({"pods": 2}, ("shop/a", "shop/b"), True, objects)
+    found = previews.own_in(read("DELETE", target), reach)
+    assert (dict(found.counts), found.names) == (counts, names)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "body", "notes"),
+    [
+        pytest.param("DELETE", POD, None, (), id="none"),
+        pytest.param("DELETE", POD, {"propagationPolicy": "Background"}, (), id="what happens anyway"),
+        pytest.param(
+            "DELETE",
+            POD,
+            {"gracePeriodSeconds": 0, "propagationPolicy": "Orphan"},
+            ("with the options gracePeriodSeconds 0, propagationPolicy Orphan",),
+            id="in the body",
+        ),
+        pytest.param(
+            "DELETE", f"{POD}?gracePeriodSeconds=0", None, ("with the options gracePeriodSeconds 0",), id="in the query"
+        ),
+        pytest.param("DELETE", f"{POD}?gracePeriodSeconds=0", {}, (), id="a query that does not count"),
+        pytest.param(
+            "POST",
+            f"{POD}/eviction",
+            {"deleteOptions": {"gracePeriodSeconds": 0}},
+            ("with the options gracePeriodSeconds 0",),
+            id="of an eviction",
+        ),
+        pytest.param(
+            "DELETE",
+            POD,
+            {"ignoreStoreReadErrorWithClusterBreakingPotential": True},
+            ("with the options ignoreStoreReadErrorWithClusterBreakingPotential true",),
+            id="whatever is stored",
+        ),
+    ],
+)
+def test_how_it_is_deleted(method, target, body, notes):
+    assert previews.delete_notes(read(method, target, body), canonical.read(method, target).query) == notes
+
+
+def test_a_body_that_nobody_reads_is_told_by_its_size():
+    assert previews.body_notes(read("POST", f"{POD}/proxy/x"), 3) == ("with a body of 3 bytes, which is not shown",)
+    assert previews.body_notes(read("POST", f"{POD}/proxy/x"), 0) == ()
+    assert previews.body_notes(read("POST", f"{NS}/pods", {"a": 1}), 7) == ()
+
+
 @pytest.mark.parametrize(
     ("now", "drift", "why", "unknown"),
     [
@@ -419,7 +485,7 @@ INTERACTIVE = "interactive: its commands are not known beforehand"
         pytest.param(f"{POD}/exec?command=sh&container=x", ("sh",), ("in container x",), id="a container"),
         pytest.param(f"{POD}/attach", (), (INTERACTIVE,), id="attach"),
         pytest.param(f"{POD}/portforward", (), ("which ports are forwarded",), id="port-forward"),
-        pytest.param(f"{POD}/proxy/x?command=a", ("a",), ("what the program behind the proxy",), id="proxy"),
+        pytest.param(f"{POD}/proxy/x?command=a", ("a",), ("sends GET /api", "what the program"), id="proxy"),
     ],
 )
 def test_a_stream(target, argv, notes):

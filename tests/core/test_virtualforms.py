@@ -82,7 +82,7 @@ def test_columns_of_an_approval():
         "Name": "apr-7f3k",
         "Phase": "Pending",
         "Requester": "tollgate:ci-agent",
-        "Command": "kubectl scale deployment web --replicas=0 -n shop",
+        "Asks-To": "scale deployment shop/web to 0",
         "Rule": "agents/new-namespace",
         "Impact": "delete (14 objects)",
         "Age": "65s",
@@ -101,10 +101,10 @@ def test_columns_of_an_approval():
         pytest.param(approved(record()), "Expires", "14m", id="time to use a yes"),
         pytest.param(approved(record("a", hold(needed=2))), "Phase", "Pending (1 more)", id="somebody is missing"),
         pytest.param(record("a", hold(needed=2)), "Phase", "Pending", id="nobody yet"),
-        pytest.param(record(command=""), "Command", "scale deployment shop/web to 0", id="no command known"),
-        pytest.param(record(command="", summary=""), "Command", "patch deployments.apps/scale", id="nor a summary"),
-        pytest.param(record(command="x" * 99), "Command", "x" * 59 + "…", id="a long one"),
-        pytest.param(record(command="a\nb\tc"), "Command", "a b c", id="of several lines"),
+        pytest.param(record(command="y"), "Asks-To", "scale deployment shop/web to 0", id="not the client's word"),
+        pytest.param(record(summary=""), "Asks-To", "patch deployments.apps/scale", id="no summary"),
+        pytest.param(record(summary="x" * 99 + "y"), "Asks-To", "x" * 39 + "…" + "x" * 19 + "y", id="both ends"),
+        pytest.param(record(summary="a\nb\tc"), "Asks-To", "a b c", id="of several lines"),
         pytest.param(record(preview=Preview()), "Impact", "delete", id="nothing counted"),
         pytest.param(
             record(preview=Preview(counts={"pods": 1}, exact=False)), "Impact", "delete (at least 1 object)", id="one"

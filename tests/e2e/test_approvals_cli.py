@@ -1,9 +1,17 @@
-"""`./run.sh approvals` through a real gateway: what an approver types, and what becomes of the agent's command."""
+"""
+How people learn of a question and answer it from a terminal, through a real gateway: notifications,
+`./run.sh approvals`, and what becomes of the agent's command.
+"""
 
+import contextlib
+import json
 import os
+import queue
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,13 +24,72 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@contextlib.contextmanager
+def receiving():
+    """A webhook's other end: a port, and a queue of what came."""
+    came = queue.Queue()
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            came.put((self.path, dict(self.headers), body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port, came
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture(scope="module")
 def stage(controlplane, gateway_kubeconfig, tmp_path_factory):
     folder = tmp_path_factory.mktemp("approvals-cli")
     (folder / "policy.yaml").write_text(POLICY)
-    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")]
-    with gateway.running(folder, *arguments) as one:
-        yield Stage(one, controlplane)
+    (folder / "key").write_text("0123456789abcdef0123456789abcdef")
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml"), "--"]
+    with receiving() as (port, came):
+        settings = {
+            "webhook": f"http://127.0.0.1:{port}/canary-of-the-address",
+            "webhook_secret": str(folder / "key"),
+            "command": f"/usr/bin/tee -a {folder / 'told'}",
+        }
+        for key, value in settings.items():
+            arguments += ["--set", f"tollgate_notify_{key}={value}"]
+        with gateway.running(folder, *arguments) as one:
+            made = Stage(one, controlplane)
+            made.came, made.told = came, folder / "told"
+            yield made
+
+
+def test_people_are_told(stage, tmp_path):
+    """Once for each question, with nothing of the request's content."""
+    command = stage.begin(
+        stage.agent,
+        *("create", "configmap", "cli-told", "--from-literal=password=canary-of-the-body"),
+        out=tmp_path / "out",
+    )
+    name = stage.pending("cli-told")["metadata"]["name"]
+    path, headers, body = stage.came.get(timeout=10)
+    content = json.loads(body)
+    assert path == "/canary-of-the-address"
+    assert headers["webhook-signature"].startswith("v1,")
+    assert content["event"] == "pending"
+    assert content["approval"]["name"] == name
+    assert content["approval"]["requester"] == "tollgate:system:serviceaccount:agents:ci-agent"
+    assert "cli-told" in content["approval"]["summary"]
+    assert b"canary-of-the-body" not in body
+    until(lambda: stage.told.exists() and stage.told.read_bytes() == body)
+    assert "canary-of-the-address" not in stage.gateway.log
+    command.kill()
+    command.wait(5)
+    assert stage.came.empty()
 
 
 def environment():

@@ -127,8 +127,13 @@ LIFECYCLE = [
     ("tollgate_upstream", "configure", "refused"),
     ("tollgate_upstream", "running", "judged"),  # the API server's credential is kept fresh by another's start of it
 ]
+# It stands outside the scripts, so it is never loaded again.
+START = [
+    ("tollgate_last_word", "running"),
+]
 # When a script goes or is loaded again, and at the end of the process.
 DONE = [
+    ("tollgate_guard", "done"),
     ("tollgate_authenticate", "done"),
     ("tollgate_block", "done"),
     ("tollgate_approve", "done"),
@@ -142,7 +147,7 @@ def addon_classes():
 
 
 def test_every_hook_of_every_addon_is_in_one_table():
-    tables = [REQUEST, HEAD, END, FRAME, RAW, CONNECTION, NEVER, AFTER_ERROR, AFTER_WEBSOCKET, LIFECYCLE, DONE]
+    tables = [REQUEST, HEAD, END, FRAME, RAW, CONNECTION, NEVER, AFTER_ERROR, AFTER_WEBSOCKET, LIFECYCLE, START, DONE]
     there = {(c.name, hook) for c in addon_classes() for hook in hooks.all_hooks if hasattr(c, hook)}
     assert sorted((row[0], row[1]) for table in tables for row in table) == sorted(there)
 
@@ -515,7 +520,7 @@ def break_script(root, addon, hook, fired):
     script.write_text(script.read_text() + FAULT.format(fired=str(fired), cls=cls.__name__, hook=hook))
 
 
-@pytest.mark.parametrize(("addon", "hook"), [row[:2] for row in LIFECYCLE])
+@pytest.mark.parametrize(("addon", "hook"), [*(row[:2] for row in LIFECYCLE), *START])
 def test_an_exception_at_the_start(controlplane, gateway_kubeconfig, tmp_path, addon, hook):
     root, _ = prepare(tmp_path)
     fired = tmp_path / "fired"

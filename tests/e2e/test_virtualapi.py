@@ -96,7 +96,7 @@ def phase(front: Front, name: str = "apr-7f3k", kind: str = APPROVALS) -> Phase:
 
 def test_get(kubectl):
     header, row = kubectl.run("agent", "get", "approvals").stdout.splitlines()
-    assert header.split() == ["NAME", "PHASE", "REQUESTER", "COMMAND", "RULE", "IMPACT", "AGE"]
+    assert header.split() == ["NAME", "PHASE", "REQUESTER", "ASKS-TO", "RULE", "IMPACT", "AGE"]
     assert row.split()[:3] == ["apr-7f3k", "Pending", "tollgate:ci-agent"]
     header, row = kubectl.run("alice", "get", "apr", "-o", "wide").stdout.splitlines()
     assert header.split()[-4:] == ["EXPIRES", "APPROVERS", "DECIDED-BY", "REASON"]

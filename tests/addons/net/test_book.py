@@ -323,6 +323,29 @@ async def test_given_back_makes_no_second_grant(book):
     assert list(book.grants(ANN.key)) == []
 
 
+async def test_a_yes_that_is_cancelled_loses_its_grant_in_one_change(book, kept):
+    await book.add(APPROVALS, record(items=("d1", "d2"), asked=rule(grant_for=600, grant_scope="rule")))
+    await book.step(APPROVALS, "apr-1", yes)
+    (active,) = book.grants(ANN.key)
+    before = len((await kept.since(book.revision)).objects)
+    await book.step(APPROVALS, "apr-1", lambda entry: approvals.cancel(entry, "ann", NOW + 1))
+    assert book.grants(ANN.key) == []
+    gone = book.get(GRANTS, active.name)
+    assert (gone.entry.revoked_by, before) == ("ann", 0)
+    assert gone.revision == book.get(APPROVALS, "apr-1").revision + 1  # nobody sees the one without the other
+
+
+async def test_a_grant_revoked_elsewhere_does_not_stop_a_cancel(book, elsewhere):
+    await book.add(APPROVALS, record(items=("d1", "d2"), asked=rule(grant_for=600, grant_scope="rule")))
+    await book.step(APPROVALS, "apr-1", yes)
+    (active,) = book.grants(ANN.key)
+    await elsewhere.catch_up()
+    await elsewhere.step(GRANTS, active.name, lambda entry: approvals.revoke(entry, "eve", NOW + 1))
+    await book.step(APPROVALS, "apr-1", lambda entry: approvals.cancel(entry, "ann", NOW + 1))
+    assert book.get(APPROVALS, "apr-1").entry.phase is Phase.CANCELLED
+    assert book.get(GRANTS, active.name).entry.revoked_by == "eve"
+
+
 async def test_grants_that_count(book, clock):
     await book.add(GRANTS, grant("a"))
     await book.add(GRANTS, grant("b", until=NOW + 60))

@@ -17,7 +17,7 @@ from addons.core.tokens import TokenError
 from addons.net import book as books
 from addons.net import desk as desks
 from addons.net import objects, store
-from addons.net.book import APPROVALS, Book
+from addons.net.book import APPROVALS, GRANTS, Book
 from addons.net.desk import Case, Desk
 from addons.net.issuers import IssuerError
 from addons.net.previews import Checked, Seen
@@ -253,6 +253,7 @@ async def opened(clock, path=None):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(desks, "LOOK", 0.005)
+    monkeypatch.setattr(books, "SWEEP", 3600.0)  # what has expired is found out by who waits, not by the sweep
 
 
 @pytest.fixture
@@ -434,6 +435,40 @@ async def test_denied_while_the_same_stands_in_the_queue(office):
     await blocker.outcome()
 
 
+async def test_approved_while_the_same_command_stands_in_the_queue(office):
+    fan = FanOut(office, 2)
+    fan.previewer.gate = office.previewer.gate = asyncio.Event()
+    first = fan.send("web-0")
+    while not fan.previewer.previewed:
+        await asyncio.sleep(0)
+    blocker, second = office.ask("y"), fan.send("web-1")
+    await asyncio.sleep(0.01)
+    fan.previewer.gate.set()
+    gate = office.previewer.gate = asyncio.Event()
+    name = await first.waits()
+    await office.decide(name)
+    gate.set()
+    assert (await second.outcome()).by == name  # though only the first of a command waits
+    await office.cancel(await blocker.waits())
+    await first.outcome()
+    await blocker.outcome()
+
+
+async def test_a_name_that_is_taken_by_another_question(office):
+    key, digest = approvals.requester(AGENT).key, desks.digest_of(office.case())
+    name = approvals.name("apr", key, digests.command([digest]), "0")
+    for phase in (Phase.PENDING, Phase.APPROVED, Phase.VOID):
+        taken = replace(approvals_of(OTHER_RULE), name=name, phase=phase, expires=NOW + 900, valid_until=NOW + 900)
+        await office.book.add(APPROVALS, taken)
+        held = office.ask()
+        assert await held.waits() != name
+        assert office.record(name).phase is phase
+        await office.cancel(office.told[-1].name)
+        await held.outcome()
+        await office.book.remove(APPROVALS, name)
+        await office.book.remove(APPROVALS, office.told[-1].name)
+
+
 async def test_the_same_question_is_asked_once(office):
     many = [office.ask(session=f"{n:08}") for n in range(5)]
     names = {await one.waits() for one in many}
@@ -472,6 +507,9 @@ async def test_only_so_many_questions_of_one_requester(office):
     other = office.ask(identity=OTHER_AGENT)  # another requester has questions of his own
     await other.waits()
     await office.cancel(office.told[0].name)
+    # Else whoever asks and takes back, again and again, has the approvers hear of each.
+    assert await office.ask("at once").cause() == (403, "approval-too-many")
+    office.clock.now += approvals.ASKED
     more = office.ask("more")
     await more.waits()
     office.desk.stopping = True
@@ -509,14 +547,50 @@ async def test_grants(office):
     outcome = await held.outcome()
     (grant,) = office.book.grants(approvals.requester(AGENT).key)
     assert (outcome.by, outcome.refusal, outcome.verdict) == (grant.name, None, sender.policy)
+    assert outcome.grants == (grant,)  # a stream that it opens ends with it
     assert office.record(name).phase is Phase.USED
     later = office.ask("y", by=verdict(rule))
     assert ((await later.outcome()).by, later.sender.looks) == (grant.name, 0)
     both = office.ask("y", by=verdict(rule, OTHER_RULE))  # it satisfies its own rule and no other
     assert [a.hold for a in office.record(await both.waits()).asked] == [OTHER_RULE]
+    assert not office.desk.ended([grant])
     office.clock.now += 1800
+    assert office.desk.ended([grant])
     office.desk.stopping = True
     await both.outcome()
+
+
+async def test_a_grant_for_one_rule_and_a_yes_for_the_other(office):
+    rule = hold(grant_for=1800, grant_scope="rule")
+    first = office.ask("y", by=verdict(rule))
+    first.sender.policy = verdict(rule)
+    await office.decide(await first.waits())
+    (grant,) = (await first.outcome()).grants
+    both = office.ask(by=verdict(rule, OTHER_RULE))
+    both.sender.policy = verdict(rule, OTHER_RULE)
+    name = await both.waits()
+    await office.decide(name)
+    outcome = await both.outcome()
+    assert (outcome.by, outcome.grants) == (name, (grant,))
+    assert not office.desk.ended(())
+    await office.book.step(GRANTS, grant.name, lambda kept: approvals.revoke(kept, "alice", office.clock.now))
+    assert office.desk.ended((grant,))
+
+
+async def test_a_grant_that_was_revoked_while_its_request_waited(office):
+    """The other rule's yes comes too late for it."""
+    rule = hold(grant_for=1800, grant_scope="rule")
+    first = office.ask("y", by=verdict(rule))
+    first.sender.policy = verdict(rule)
+    await office.decide(await first.waits())
+    (grant,) = (await first.outcome()).grants
+    both = office.ask(by=verdict(rule, OTHER_RULE))
+    both.sender.policy = verdict(rule, OTHER_RULE)
+    name = await both.waits()
+    await office.book.step(GRANTS, grant.name, lambda kept: approvals.revoke(kept, "alice", office.clock.now))
+    await office.decide(name)
+    assert await both.cause() == (403, "approval-void")
+    assert [len(r.asked) for r in office.records() if r.phase is Phase.PENDING] == [2]
 
 
 async def test_a_grant_that_came_meanwhile(office):
@@ -564,8 +638,9 @@ async def test_gone_when_the_yes_comes(office):
     office.previewer.on_again = lambda: setattr(held.sender, "gone", True)
     await office.decide(name)
     assert await held.cause() == (403, "client-left")
-    assert office.record(name).phase is Phase.APPROVED
-    assert not office.record(name).items[0].used
+    record = office.record(name)
+    assert (record.phase, record.message) == (Phase.APPROVED, "approved by alice")
+    assert not record.items[0].used
 
 
 async def test_gone_between_the_look_and_the_spending(office):
@@ -935,6 +1010,19 @@ async def test_an_object_that_is_not_in_the_fan_out_is_another_question(office):
     await stranger.outcome()
 
 
+async def test_a_fan_out_has_so_many_items_and_the_rest_asks_once_more(office, monkeypatch):
+    monkeypatch.setattr(desks, "MAX_ITEMS", 3)
+    fan = FanOut(office, 5)
+    name = await fan_approved(office, fan)
+    assert len(office.record(name).items) == 3
+    outcomes = [await fan.send(n, SECOND).outcome() for n in fan.names[:3]]
+    assert [o.by for o in outcomes] == [name] * 3
+    rest = fan.send("web-3", SECOND)
+    assert await rest.waits() != name
+    office.desk.stopping = True
+    await rest.outcome()
+
+
 async def test_a_drain_evicts_several_at_once(office):
     fan = FanOut(office, 8, eviction=True)
     held = [fan.send(n) for n in fan.names]
@@ -1018,14 +1106,16 @@ def test_the_commands_that_have_waited_do_not_fill_the_memory(monkeypatch):
 # ----- the end -----
 
 
-async def test_stopping_answers_everybody_and_the_questions_stay(office):
+async def test_stopping_answers_everybody_and_the_questions_stay(office, monkeypatch):
+    monkeypatch.setattr(desks, "LOOK", 0.3)
     held = [office.ask(f"n{n}") for n in range(3)]
     names = [await one.waits() for one in held]
-    ending = asyncio.ensure_future(office.desk.end(5))
+    ending = asyncio.ensure_future(office.desk.end(LATER))
+    # The desk's clock stands still in tests, so it waits for as long as it takes.
+    await asyncio.wait({ending}, timeout=LATER)
+    assert all(one.task.done() for one in held)
     for one in held:
         assert await one.cause() == (503, "stopping")
-    await asyncio.wait({ending}, timeout=LATER)
-    assert ending.done()
     assert {office.record(n).phase for n in names} == {Phase.PENDING}
     assert await office.ask("late").cause() == (503, "stopping")
     assert len(office.told) == 3

@@ -540,8 +540,11 @@ async def test_an_exec_into_what_cannot_be_seen():
 
 async def test_a_service_behind_a_proxy():
     service = f"{NS}/services/web"
-    seen = await preview({f"GET {service}": an_object()}, "POST", f"{service}/proxy/admin")
-    assert seen.preview.notes == ("what the program behind the proxy does with it is not known beforehand",)
+    seen = await preview({f"GET {service}": an_object()}, "POST", f"{service}/proxy/admin?drop=all")
+    assert seen.preview.notes == (
+        f"sends POST {service}/proxy/admin?drop=all",
+        "what the program behind the proxy does with it is not known beforehand",
+    )
     assert (seen.uid, seen.result) == ("u1", "")
 
 
@@ -553,7 +556,12 @@ async def test_a_read_is_not_made():
 
 
 async def test_a_page():
-    assert "could not be computed" in (await preview({}, "POST", "/x")).preview.notes[0]
+    notes = (await preview({}, "POST", "/x?a=%20b", 4)).preview.notes
+    assert notes == (
+        "sends POST /x?a=%20b",
+        "what it does could not be computed",
+        "with a body of 1 bytes, which is not shown",
+    )
 
 
 @pytest.mark.parametrize(
