@@ -31,6 +31,7 @@ from addons.net.store import StoreError
 logger = logging.getLogger(__name__)
 
 LOOK = 0.25  # seconds between looks whether the client is still there
+QUEUE = 10.0  # seconds that a question waits for the previews of the same requester's others
 MAX_ITEMS = 1000  # requests of one approval: each use writes the whole record; what is beyond asks once more
 REMEMBERED = 10_000  # commands that have waited once
 FALLBACK = 60.0  # seconds in which an SPDY exec is the second try of a WebSocket that was held
@@ -146,6 +147,7 @@ class Desk:
         self, case: Case, who: Requester, wanted: Sequence[Asked], digest: str, *, waits: bool = True
     ) -> Record | Outcome:
         """A new question, or the same one that another request has asked meanwhile."""
+        began = self.monotonic()
         lock = self._asking.get(who.key)
         if lock is None:
             lock = self._asking[who.key] = asyncio.Lock()
@@ -161,6 +163,9 @@ class Desk:
                 return refused(holding.STOPPING)
             if case.left():
                 return refused(holding.GONE)
+            if self.monotonic() - began > QUEUE:
+                # One at a time: with many questions of one requester the queue may last longer than the wait.
+                return refused(holding.unavailable("others of your questions are still being prepared"))
             too_many = holding.too_many(self.book.pending(who.key), wanted)
             if too_many is not None:
                 return refused(too_many)

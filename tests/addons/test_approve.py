@@ -22,10 +22,11 @@ from addons.net import book as books
 from addons.net import desk as desks
 from addons.net import store
 from addons.net.apiserver import Answer
-from addons.net.book import APPROVALS, GRANTS
+from addons.net.book import APPROVALS, GRANTS, REQUESTS
+from addons.net.rights import Rights
 from addons.net.virtualserver import TICKET_HEADER
 from tests import http2, proxy
-from tests.records import AGENT, ONCALL, OTHER_AGENT, grant, hold, person, record
+from tests.records import AGENT, ONCALL, OTHER_AGENT, access_request, grant, hold, person, record
 
 STAMP = ("tollgate_approve", "request")
 JSON, MERGE = "application/json", "application/merge-patch+json"
@@ -517,6 +518,53 @@ async def test_replaced_while_it_waited(addon):
     assert record_of(addon, name).phase is Phase.VOID
 
 
+# ----- a JSON patch means what is there when it is applied -----
+
+CONFIG = "/api/v1/namespaces/shop/configmaps/web"
+COPY = [{"op": "copy", "from": "/data/a", "path": "/data/b"}]
+JSON_PATCH = "application/json-patch+json"
+
+
+def config(version):
+    metadata = {"name": "web", "namespace": "shop", "uid": "uid-1", "resourceVersion": version}
+    return {"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": {"a": "1", "b": "1"}}
+
+
+async def patched(addon, body=COPY, kind=JSON_PATCH):
+    addon.server.live[CONFIG] = config("7")
+    addon.server.dry_run = Answer(200, json.dumps(config("7")).encode())
+    flow = a_flow("PATCH", CONFIG, body, Content_Type=kind)
+    task, name = await pending(addon, flow)
+    addon.server.dry_run = Answer(200, json.dumps(config("8")).encode())  # somebody wrote what changes nothing of it
+    await decide(addon, name)
+    await finish(task)
+    assert STAMP in facts.of(flow).passed
+    return flow, name
+
+
+async def test_a_json_patch_is_applied_to_what_the_last_look_saw(addon):
+    flow, _ = await patched(addon)
+    test = {"op": "test", "path": "/metadata/resourceVersion", "value": "8"}
+    assert json.loads(flow.request.content) == [test, *COPY]
+
+
+async def test_another_patch_goes_up_as_it_came(addon):
+    flow, _ = await patched(addon, {"data": {"b": "1"}}, MERGE)
+    assert json.loads(flow.request.content) == {"data": {"b": "1"}}
+    release(flow, 422)
+    await heads(addon, flow)
+    assert facts.of(flow).answer_refusal is None
+
+
+async def test_a_json_patch_whose_object_changed_in_that_moment(addon):
+    flow, name = await patched(addon)
+    release(flow, 422)
+    await heads(addon, flow)
+    refusal = facts.of(flow).answer_refusal
+    assert (refusal.code, refusal.cause) == (403, "approval-void")
+    assert record_of(addon, name).phase is Phase.USED
+
+
 # ----- answers -----
 
 
@@ -766,7 +814,15 @@ async def test_each_new_question_is_told_once(addon):
     assert addon.notifier.sent == [one.name]
     await decide(addon, one.name)
     assert addon.latest(one).phase is Phase.APPROVED
-    assert addon.latest(record("apr-none")).phase is Phase.PENDING
+    assert addon.latest(record("apr-none")) is None  # nobody is told of what is gone
+
+
+async def test_an_access_request_is_told_of_too(addon):
+    one = access_request(now=addon.clock())
+    await addon.book.add(REQUESTS, one)
+    assert addon.latest(one) == one
+    addon.book = None
+    assert addon.latest(one) is None
 
 
 def test_a_bad_notifier_is_an_error():
@@ -838,9 +894,26 @@ async def test_what_a_viewer_may_read_and_ask_for(addon):
     viewer = addon.viewer(facts.of(flow))
     holds, why = viewer.ask_ahead(approvals.Access(("create",), ("namespaces",), "", 60))
     assert (holds, bool(why)) == ((), True)
-    assert not await viewer.may_read(record())  # whoever cannot be told is shown less
     facts.of(flow).policies = None
     assert (addon.viewer(facts.of(flow)).agent, addon.viewer(facts.of(flow)).auditor) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("policy", "rbac", "may"),
+    [
+        pytest.param(True, True, True, id="both let him"),
+        pytest.param(False, True, False, id="the policies do not"),
+        pytest.param(True, False, False, id="RBAC does not"),
+    ],
+)
+async def test_what_an_approver_may_read(addon, policy, rbac, may):
+    reads = b"- {name: reads, action: allow, match: {verbs: [get], resources: ['*.apps/scale', '*.apps']}}\n"
+    policies = policyfile.parse({"agents.yaml": POLICY + (reads if policy else b"")})
+    flow = a_flow("GET", OURS, verdict=Verdict(Action.ALLOW))
+    facts.of(flow).policies = lambda: policies
+    addon.rights = Rights(addon.server)
+    addon.server.dry_run = Answer(201, json.dumps({"status": {"allowed": rbac}}).encode())
+    assert await addon.viewer(facts.of(flow)).may_read(record()) is may
 
 
 async def test_a_hold_on_our_group_is_refused(addon):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from mitmproxy import http
@@ -277,3 +278,14 @@ def test_an_answer_that_an_addon_needs_whole_does_not_stream(addon, whole):
     flow.response = http.Response.make(200)
     one.responseheaders(flow)
     assert flow.response.stream is not whole
+
+
+def test_our_group_is_nobody_elses(addon):
+    """A stack without approve: the policies judged it as ours, so it is not the API server's to do."""
+    one, _ = addon
+    flow = a_flow()
+    known = facts.of(flow)
+    known.operation = replace(known.operation, info=replace(known.operation.info, api_group="tollgate.dev"))
+    one.request(flow)
+    assert (flow.response.status_code, flow.response.headers["Tollgate-Reason"]) == (404, "own-group")
+    assert (known.passed, known.credential) == (set(), "")

@@ -332,8 +332,8 @@ def test_what_else_could_pass_as_the_same(stage, name, change):
     assert answer.status in (400, 403, 404, 405, 415, 422), answer
     assert approval not in answer.body.decode()
     assert stage.seen(approval)["status"]["phase"] == "Approved"
-    assert not [e for e in plane.audit_events(since) if "resourcequotas" in e["requestURI"] and "tollgate-" not in e["auditID"]
-                and e["verb"] != "get"]  # fmt: skip
+    written = [e for e in plane.audit_events(since) if "resourcequotas" in e["requestURI"] and e["verb"] != "get"]
+    assert not [e for e in written if "tollgate-" not in e["auditID"]]
 
 
 def test_an_approval_is_not_anothers(stage, name):
@@ -545,6 +545,41 @@ def test_a_grant_is_for_the_rule_as_it_was(controlplane, gateway_kubeconfig, nam
         body = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "deputy"}}
         assert one.request("POST", path, body=body).reason == "approval-pending"
         assert not one.arrived(since, "create", "serviceaccounts")
+
+
+DENY = "- {name: freeze, action: deny, match: {subjects: [agents], verbs: [create], resources: [configmaps]}}"
+MORE = """- name: more
+  action: hold
+  match: {subjects: [agents], verbs: [create], resources: [configmaps]}
+  approval: {groups: ["tollgate:system:serviceaccounts:people"], wait: 0s}"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("- name: waits", f"{DENY}\n- name: waits", id="the policy denies it now"),
+        pytest.param("maxPending: 100}", "maxPending: 100, needed: 2}", id="two must agree now"),
+        pytest.param("- name: waits", f"{MORE}\n- name: waits", id="another rule asks as well"),
+    ],
+)
+def test_a_yes_is_to_the_question_of_that_time(controlplane, gateway_kubeconfig, name, tmp_path, before, after):
+    """Also when the old policies come back: what became void in between stays so."""
+    with stage_with(tmp_path, controlplane, gateway_kubeconfig) as one:
+        since = controlplane.audit_position()
+        approval = one.named(one.request("POST", maps(name), body=config_map()))
+        one.yes(approval)
+        (tmp_path / "policy.yaml").write_text(RULES.replace(before, after, 1))
+        until(lambda: one.gateway.log.count("policies: reloaded") == 1)
+        answer = one.request("POST", maps(name), body=config_map())
+        if "freeze" in after:
+            assert (answer.status, answer.reason) == (403, "policy-deny"), answer
+        else:
+            assert one.named(answer) != approval
+            (tmp_path / "policy.yaml").write_text(RULES)
+            until(lambda: one.gateway.log.count("policies: reloaded") == 2)
+            assert one.named(one.request("POST", maps(name), body=config_map())) != approval
+            assert one.seen(approval)["status"]["phase"] == "Void"
+        assert not one.arrived(since, "create", "configmaps")
 
 
 @pytest.mark.parametrize("who", ["approver", "requester"])

@@ -4,6 +4,7 @@ agent through the gateway's own credential.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import time
@@ -385,7 +386,7 @@ async def test_a_fan_out_by_kubectl(controlplane, server, namespace):
 
 
 async def test_what_a_serviceaccount_may_do(controlplane, server, namespace):
-    """By a gateway that may ask; ours may not, and says so."""
+    """By a gateway that may ask, as ours may; one that may not says so."""
     await pod(controlplane, namespace)
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings"
     subject = {"kind": "ServiceAccount", "name": "default", "namespace": namespace}
@@ -404,4 +405,23 @@ async def test_what_a_serviceaccount_may_do(controlplane, server, namespace):
     finally:
         await admin.stop()
     notes = (await Previewer(server, AGENT).preview(*request)).preview.notes
+    assert any(wanted in note for note in notes)
+    with less_rights(controlplane):
+        notes = (await Previewer(server, AGENT).preview(*request)).preview.notes
     assert any("could not be computed: the gateway may not create subjectaccessreviews" in note for note in notes)
+
+
+@contextlib.contextmanager
+def less_rights(controlplane):
+    """The gateway as an older ClusterRole had it."""
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterroles/tollgate-gateway"
+    before = controlplane.api("GET", path)
+    rules = [rule for rule in before["rules"] if "subjectaccessreviews" not in rule.get("resources", [])]
+    assert len(rules) == len(before["rules"]) - 1
+    controlplane.api("PUT", path, {**before, "rules": rules})
+    time.sleep(1)  # the authorizer follows
+    try:
+        yield
+    finally:
+        now = controlplane.api("GET", path)
+        controlplane.api("PUT", path, {**now, "rules": before["rules"]})

@@ -1284,3 +1284,10 @@ def approvals_of(*holds: Hold):
     return approvals.Record(
         "apr-1", "u", approvals.requester(Identity("a")), "d", holding.asked(holds, AGENT), NOW, NOW + 1
     )
+
+
+async def test_a_question_does_not_queue_for_ever_behind_others_of_its_requester(office, monkeypatch):
+    monkeypatch.setattr(desks, "QUEUE", -1.0)
+    held = office.ask()
+    assert await held.cause() == (503, "approval-unavailable")
+    assert not office.told
