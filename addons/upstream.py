@@ -13,6 +13,7 @@ from pathlib import Path
 from mitmproxy import ctx, exceptions, http, tls
 
 from addons.core import facts, status, upstreamrequest
+from addons.core.resources import OWN_GROUP
 from addons.mitm import answers, options
 from addons.mitm.seal import seal
 from addons.net import apiserver, files
@@ -34,6 +35,9 @@ SPDY_REFUSED = status.Refusal(
     "spdy",
     "tollgate: SPDY cannot be judged frame by frame and is not let through; use kubectl 1.31 or newer, "
     "which speaks WebSocket (and do not set KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false)",
+)
+NOT_SERVED = status.Refusal(
+    404, "own-group", f"tollgate: {OWN_GROUP} is served by approvals, which are not in this gateway's stack"
 )
 NOT_THIS_SERVER = status.Refusal(
     503, "wrong-upstream", "tollgate: the request points at another server than the gateway's; tell the operator"
@@ -116,8 +120,18 @@ class Upstream:
     def prepare(self, flow: http.HTTPFlow, known: facts.Facts) -> status.Refusal | None:
         """Turn the client's request into ours; or say why not."""
         request, server = flow.request, self.server
+        if known.served_here is not None:
+            # For a server in this process: no credential, and no header but those it was given.
+            if (request.scheme, request.host, request.port) != ("http", *known.served_here):
+                return NOT_THIS_SERVER
+            known.audit_id = known.audit_id or str(uuid.uuid4())
+            return None
         if server is None:
             return NO_CREDENTIAL
+        if known.need_operation().info.api_group == OWN_GROUP:
+            # A stack without approve. A real group of that name would be somebody else's, and the policies
+            # judge ours more mildly than what is stored.
+            return NOT_SERVED
         where = server.endpoint
         if (request.scheme, request.host, request.port) != ("https", where.host, where.port):
             return NOT_THIS_SERVER
@@ -134,7 +148,7 @@ class Upstream:
             who = upstreamrequest.impersonation(known.need_identity(), self.forward_extra) if self.impersonate else []
         except status.Refused as e:
             return e.refusal
-        known.audit_id = str(uuid.uuid4())
+        known.audit_id = known.audit_id or str(uuid.uuid4())  # approve may have spent an approval under it
         fields = upstreamrequest.allowed(request.headers.fields, upgrade)
         fields += upstreamrequest.ours(known.audit_id, flow.client_conn.peername[0])
         fields += who
@@ -157,7 +171,8 @@ class Upstream:
             logger.error("the API server refused the gateway's own credential")
             self.renew()
         # Watches, logs -f and large lists go on as they come: buffered, a watch would hang for ever.
-        flow.response.stream = flow.response.status_code != 101
+        flow.response.stream = flow.response.status_code != 101 and not known.whole
+        leave_end_open(flow)
         known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:
@@ -170,6 +185,23 @@ class Upstream:
             task = asyncio.get_running_loop().create_task(renewed(self.server))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+
+def leave_end_open(flow: http.HTTPFlow) -> None:
+    """
+    Over HTTP/1.1 a body in chunks, whatever its length.
+
+    With a Content-Length the client takes the last byte for the end, and an answer that is broken off
+    after it, because its end was not judged, for a complete one.
+    """
+    headers = flow.response.headers
+    if flow.client_conn.alpn == b"h2" or not flow.response.stream:
+        return
+    if flow.request.method == "HEAD" or flow.response.status_code in (204, 304):
+        return  # whatever length they name, no body follows, and no chunk may (RFC 9112, 6.3)
+    if headers.get("content-length", "0") != "0":
+        del headers["content-length"]
+        headers["transfer-encoding"] = "chunked"
 
 
 async def renewed(server: apiserver.ApiServer) -> None:

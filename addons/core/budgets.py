@@ -201,10 +201,7 @@ def verdict(over: Sequence[Over], revision: str, now: float) -> Verdict:
     """Deny if one of the budgets denies, else hold; with the sentence of the one that lasts longest."""
     worst = sorted(over, key=_badness)
     first = worst[0].charge.budget
-    holds = tuple(
-        Hold(o.charge.budget.policy, o.charge.budget.name, o.charge.budget.message, o.charge.budget.approval)
-        for o in worst
-    )
+    holds = tuple(Hold(b.policy, b.name, b.message, b.approval, b.digest) for b in (o.charge.budget for o in worst))
     return Verdict(
         first.over,
         first.name,

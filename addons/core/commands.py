@@ -206,6 +206,7 @@ def full_resource(group: str, resource: str) -> str:
 # For people
 
 
+LONGEST = 320  # characters of a namespace's name (63) and an object's (253)
 _VERBS = {"deletecollection": "delete all", "list": "list", "create": "create", "update": "replace"}
 _SUBRESOURCES = {
     ("create", "eviction"): "evict",
@@ -231,7 +232,8 @@ def summary(operation: Operation, position: str = "") -> str:
         verb = "apply"
     what = full_resource(info.api_group, info.resource)
     if operation.name and info.verb != "deletecollection":
-        what = f"{_singular(info.resource)} {_at(object_of(operation))}"
+        # Whole, up to the longest there are: of two names that begin alike an approver must see which.
+        what = f"{_singular(info.resource)} {_at(object_of(operation), LONGEST)}"
     elif info.namespace and info.resource != "namespaces":
         what = f"{what} in {info.namespace}"
     sub = f" {info.subresource}" if info.subresource and not known else ""
@@ -254,9 +256,9 @@ def _singular(resource: str) -> str:
     return resource.removesuffix("s")
 
 
-def _at(target: Object) -> str:
+def _at(target: Object, limit: int = 80) -> str:
     _, _, namespace, name = target
-    return _clip(f"{namespace}/{name}" if namespace else name)
+    return _clip(f"{namespace}/{name}" if namespace else name, limit)
 
 
 def names_of(targets: Sequence[Object]) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
 import asyncio
 
 import pytest
-from mitmproxy import addons, connection, ctx, http
+from mitmproxy import addons, connection, ctx, http, tcp
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 
 from addons import guard
 from addons.core import facts, stack
-from addons.core.model import Identity
-from addons.mitm import answers
+from addons.core.model import Action, Approval, Hold, Identity, Verdict
+from addons.mitm import answers, inside
 from addons.mitm.seal import seal
 
 SAFE = {
@@ -99,6 +99,32 @@ def test_the_guard_itself_failed(stacked):
     flow = a_flow()  # requestheaders raised before it set anything: `None is None` must not release
     last.request(flow)
     assert flow.response.status_code == 503
+
+
+HELD = Verdict(Action.HOLD, "r", "p", holds=(Hold("p", "r", "", Approval(groups=("oncall",))),))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "approval", "released"),
+    [
+        pytest.param(HELD, "", False, id="held, and nobody said yes: whatever the stamps say"),
+        pytest.param(HELD, "apr-1", True, id="held and approved"),
+        pytest.param(Verdict(Action.ALLOW), "", True, id="allowed"),
+    ],
+)
+def test_what_is_held_has_two_locks(stacked, verdict, approval, released, caplog):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    pass_all(flow)
+    known = facts.of(flow)
+    known.verdict, known.approval = verdict, approval
+    last.request(flow)
+    assert known.released is released
+    assert (flow.response is None) is released
+    if not released:
+        assert flow.response.status_code == 503
+        assert "it is held and nobody approved it" in caplog.text
 
 
 def test_changed_after_the_verdict(stacked):
@@ -215,6 +241,7 @@ def released(stacked, **response):
     pass_all(flow)
     last.request(flow)
     flow.response = http.Response.make(**{"status_code": 200, "content": b"secret", **response})
+    facts.of(flow).head_released = True
     return first, last, flow
 
 
@@ -237,6 +264,60 @@ def test_an_answer_that_one_did_not_judge_is_withheld(stacked, missing):
     assert b"secret" not in flow.response.content
 
 
+@pytest.mark.parametrize("missing", sorted(stack.FULL.responseheaders))
+def test_a_stream_begins_only_when_all_have_judged_its_head(stacked, monkeypatch, missing):
+    cuts = []
+    monkeypatch.setattr(guard.cutting, "cut", lambda flow, refusal: cuts.append(refusal))
+    for stamps, begins in ((stack.FULL.responseheaders, True), (stack.FULL.responseheaders - {missing}, False)):
+        _, last, flow = released(stacked)
+        facts.of(flow).head_released, facts.of(flow).passed = False, stamps
+        flow.response.stream = True
+        last.responseheaders(flow)
+        assert facts.of(flow).head_released is begins
+        assert flow.response.stream is begins
+    assert cuts == [guard.ANSWER_NOT_JUDGED]
+
+
+@pytest.mark.parametrize("missing", sorted(stack.FULL.response))
+def test_a_stream_ends_well_only_when_all_have_judged_its_end(stacked, missing):
+    for stamps, ends in ((stack.FULL.response, True), (stack.FULL.response - {missing}, False)):
+        _, last, flow = released(stacked)
+        facts.of(flow).passed |= stamps
+        flow.response.stream = True
+        last.response(flow)
+        assert facts.of(flow).answer_released is ends
+
+
+def test_a_stream_that_must_not_get_out_does_not_end_well(stacked):
+    _, last, flow = released(stacked)
+    known = facts.of(flow)
+    known.passed |= stack.FULL.response
+    flow.response.stream = True
+    known.answer_refusal = guard.REDIRECT  # said after it had begun
+    last.response(flow)
+    assert not known.answer_released
+
+
+def test_an_upgrade_that_is_refused_is_answered_not_cut(stacked, monkeypatch):
+    monkeypatch.setattr(guard.cutting, "cut", None)
+    _, last, flow = released(stacked, status_code=101)
+    last.responseheaders(flow)
+    last.response(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "answer-not-judged"
+    assert facts.of(flow).answer_released  # it is our own now
+
+
+@pytest.mark.parametrize("response", [{}, {"status_code": 101}], ids=["whole", "upgrade"])
+def test_an_answer_whose_head_the_last_word_did_not_see_is_withheld(stacked, response):
+    first, last, flow = released(stacked, **response)
+    facts.of(flow).head_released = False
+    facts.of(flow).passed |= stack.FULL.response
+    first.response(flow)
+    last.response(flow)
+    assert flow.response.status_code == 502
+    assert not facts.of(flow).answer_released
+
+
 def test_a_redirect_is_not_passed_on(stacked):
     first, last, flow = released(stacked, status_code=302, headers={"Location": "https://evil"})
     first.responseheaders(flow)
@@ -245,6 +326,12 @@ def test_a_redirect_is_not_passed_on(stacked):
     last.response(flow)
     assert flow.response.status_code == 502
     assert "evil" not in str(flow.response.headers)
+
+
+def test_a_head_that_the_guard_looked_at_is_stamped(stacked):
+    first, _, flow = released(stacked)
+    first.responseheaders(flow)
+    assert (first.name, "responseheaders") in facts.of(flow).passed
 
 
 def test_not_modified_is_no_redirect(stacked):
@@ -264,6 +351,7 @@ def test_a_frame_is_dropped_until_it_is_judged(stacked):
     facts.of(flow).judged |= stack.FULL.frame
     last.websocket_message(flow)
     assert not flow.websocket.messages[-1].dropped
+    assert facts.of(flow).frame is flow.websocket.messages[-1]
     assert len(flow.websocket.messages) == 1  # memory stays flat
 
 
@@ -299,6 +387,41 @@ def test_spdy_bytes_are_withheld_until_judged(stacked):
     facts.of(flow).judged |= stack.FULL.frame
     last.tcp_message(flow)
     assert flow.messages[-1].content == content
+    assert facts.of(flow).frame is flow.messages[-1]
+
+
+def test_raw_bytes_do_not_go_on_in_place_of_others(stacked, monkeypatch):
+    """LastWord's hook raised at one message, and the guard's at the next: nothing was withheld of that."""
+    monkeypatch.setattr(guard.cutting, "cut", lambda flow, refusal: None)
+    first, last = stacked
+    flow = tflow.ttcpflow()
+    first.upgraded[flow.client_conn.id] = a_flow()
+    first.tcp_start(flow)
+    first.tcp_message(flow)
+    facts.of(flow).judged |= stack.FULL.frame
+    flow.messages.append(tcp.TCPMessage(True, b"unjudged"))
+    last.tcp_message(flow)
+    assert flow.messages[-1].content == b""
+    assert facts.of(flow).frame is None
+
+
+def test_raw_bytes_without_a_judged_request_go_nowhere_though_nobody_must_judge_them(stacked):
+    first, last = stacked
+    first.stack = stack.build(["upstream"])
+    flow = tflow.ttcpflow()
+    first.tcp_message(flow)
+    last.tcp_message(flow)
+    assert flow.messages[-1].content == b""
+    assert facts.of(flow).frame is None
+
+
+def test_the_last_word_has_its_defaults_from_the_start(tmp_path):
+    # mitmproxy configures a script when it has loaded it, but not what a script adds.
+    with taddons.context(loadcore=False) as tctx:
+        tctx.master.addons.add(*addons.default_addons())
+        tctx.options.update(confdir=str(tmp_path), **SAFE)
+        tctx.master.addons.add(guard.Guard())
+        assert tctx.master.addons.get("tollgate_last_word").failed.rate == 1.0
 
 
 def test_only_the_api_server_is_connected_to(stacked):
@@ -385,3 +508,31 @@ def test_not_configured_denies():
     with taddons.context():
         guard.Guard().requestheaders(flow)
     assert flow.response.status_code == 503
+
+
+HERE = ("127.0.0.1", 40001)
+
+
+@pytest.mark.parametrize(
+    ("serving", "address", "error"),
+    [
+        pytest.param((), HERE, True, id="nothing is served here"),
+        pytest.param((HERE,), HERE, False, id="the server in this process"),
+        pytest.param((HERE,), ("127.0.0.1", 40002), True, id="another port of this machine"),
+        pytest.param((HERE,), ("localhost", 40001), True, id="another name of it"),
+        pytest.param((HERE,), ("127.0.0.1", 6443), False, id="the API server all the same"),
+    ],
+)
+def test_only_the_server_in_this_process_beside_the_api_server(stacked, serving, address, error):
+    _, last = stacked
+    client = connection.Client(peername=("127.0.0.1", 1), sockname=("127.0.0.1", 2))
+    client.proxy_mode = type("Mode", (), {"address": ("127.0.0.1", 6443)})()
+    for one in serving:
+        inside.serve_at(one)
+    try:
+        data = type("Data", (), {"client": client, "server": connection.Server(address=address)})()
+        last.server_connect(data)
+        assert bool(data.server.error) is error
+    finally:
+        for one in serving:
+            inside.stop_serving(one)

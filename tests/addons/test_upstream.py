@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from mitmproxy import http
@@ -41,13 +42,13 @@ async def addon(kubeconfig):
         yield one, tctx
 
 
-def a_flow(upgrade="", **request):
+def a_flow(upgrade="", method=b"GET", **request):
     headers = http.Headers(
         ((b"Host", b"127.0.0.1:6443"), (b"Accept", b"application/json"), (b"X-Forwarded-For", b"6.6.6.6"),
          (b"Audit-ID", b"forged"), (b"Upgrade", b"websocket"))
     )  # fmt: skip
-    req = tutils.treq(scheme=b"https", host="127.0.0.1", port=6443, path=PATH.encode(), headers=headers, content=b"")
-    flow = tflow.tflow(req=req)
+    where = {"scheme": b"https", "host": "127.0.0.1", "port": 6443, "path": PATH.encode()}
+    flow = tflow.tflow(req=tutils.treq(method=method, headers=headers, content=b"", **where))
     known = facts.of(flow)
     known.identity = Identity("tollgate:jane", groups=("dev",))
     info = RequestInfo(verb="list", path=PATH, is_resource_request=True)
@@ -149,6 +150,31 @@ def test_answers(addon, code):
     assert (facts.of(flow).answer_refusal is upstream.OWN_CREDENTIAL_REFUSED) is (code == 401)
 
 
+@pytest.mark.parametrize(
+    ("method", "alpn", "code", "length", "chunked"),
+    [
+        pytest.param(b"GET", b"http/1.1", 200, "5", True, id="a body"),
+        pytest.param(b"GET", None, 200, "5", True, id="no ALPN is HTTP/1.1"),
+        pytest.param(b"GET", b"h2", 200, "5", False, id="HTTP/2 has an end of its own"),
+        pytest.param(b"HEAD", b"http/1.1", 200, "5", False, id="HEAD"),
+        pytest.param(b"GET", b"http/1.1", 304, "5", False, id="not modified"),
+        pytest.param(b"GET", b"http/1.1", 200, "0", False, id="an empty body"),
+        pytest.param(b"GET", b"http/1.1", 101, "5", False, id="an upgrade"),
+    ],
+)
+def test_no_length_tells_the_end_of_a_streamed_body(addon, method, alpn, code, length, chunked):
+    one, _ = addon
+    flow = a_flow(method=method)
+    flow.client_conn.alpn = alpn
+    facts.of(flow).released = True
+    flow.response = http.Response.make(code)
+    flow.response.headers["content-length"] = length
+    one.responseheaders(flow)
+    headers = flow.response.headers
+    assert ("content-length" in headers) is not chunked
+    assert headers.get("transfer-encoding") == ("chunked" if chunked else None)
+
+
 async def test_a_path_prefix_of_the_hoster(kubeconfig, addon):
     one, tctx = addon
     tctx.configure(one, tollgate_kubeconfig=kubeconfig("https://127.0.0.1:6443/k8s/clusters/c-1/"))
@@ -178,3 +204,88 @@ def test_without_a_credential_nothing_goes_up(kubeconfig, addon):
 def test_authenticate_and_upstream_share_one_server(kubeconfig):
     path = kubeconfig()
     assert apiserver.shared(path) is apiserver.shared(path)
+
+
+HERE = ("127.0.0.1", 40001)
+
+
+def a_flow_for_this_process(address=HERE, scheme="http", upgrade=""):
+    flow = a_flow(upgrade=upgrade)
+    facts.of(flow).served_here = HERE
+    flow.request.scheme, flow.request.host, flow.request.port = scheme, *address
+    flow.request.headers = http.Headers(((b"host", b"127.0.0.1:40001"), (b"tollgate-ticket", b"t")))
+    return flow
+
+
+def test_what_is_served_in_this_process_gets_no_credential_and_nobodys_name(addon):
+    one, _ = addon
+    flow = a_flow_for_this_process()
+    one.request(flow)
+    known = facts.of(flow)
+    assert dict(flow.request.headers) == {"host": "127.0.0.1:40001", "tollgate-ticket": "t"}
+    assert (known.credential, flow.response, bool(known.audit_id)) == ("", None, True)
+    assert known.passed == {("tollgate_upstream", "request")}
+    assert known.sealed is not None
+
+
+def test_it_is_served_while_there_is_no_api_server(addon):
+    one, _ = addon
+    one.server = None
+    flow = a_flow_for_this_process()
+    one.request(flow)
+    assert facts.of(flow).passed == {("tollgate_upstream", "request")}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"address": ("127.0.0.1", 40002)}, id="another port"),
+        pytest.param({"address": ("127.0.0.1", 6443), "scheme": "https"}, id="the API server, without a credential"),
+        pytest.param({"scheme": "https"}, id="another scheme"),
+        pytest.param({"address": ("evil", 40001)}, id="another host"),
+    ],
+)
+def test_only_the_server_in_this_process_is_meant(addon, more):
+    one, _ = addon
+    flow = a_flow_for_this_process(**more)
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "wrong-upstream"
+    assert not facts.of(flow).passed
+
+
+def test_a_request_for_this_process_that_nobody_pointed_there(addon):
+    one, _ = addon
+    flow = a_flow_for_this_process()
+    facts.of(flow).served_here = None
+    one.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "wrong-upstream"
+
+
+def test_an_approval_was_spent_under_the_id_that_goes_up(addon):
+    one, _ = addon
+    flow = a_flow()
+    facts.of(flow).audit_id = "spent-under"
+    one.request(flow)
+    assert flow.request.headers["audit-id"] == "spent-under"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_answer_that_an_addon_needs_whole_does_not_stream(addon, whole):
+    one, _ = addon
+    flow = a_flow()
+    known = facts.of(flow)
+    known.released, known.whole = True, whole
+    flow.response = http.Response.make(200)
+    one.responseheaders(flow)
+    assert flow.response.stream is not whole
+
+
+def test_our_group_is_nobody_elses(addon):
+    """A stack without approve: the policies judged it as ours, so it is not the API server's to do."""
+    one, _ = addon
+    flow = a_flow()
+    known = facts.of(flow)
+    known.operation = replace(known.operation, info=replace(known.operation.info, api_group="tollgate.dev"))
+    one.request(flow)
+    assert (flow.response.status_code, flow.response.headers["Tollgate-Reason"]) == (404, "own-group")
+    assert (known.passed, known.credential) == (set(), "")

@@ -32,8 +32,14 @@ def open_gateway(gateway_kubeconfig: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def default_gateway(gateway_kubeconfig: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
-    """A gateway as it comes: the shipped policies."""
-    with gateway.running(tmp_path_factory.mktemp("default"), "--kubeconfig", str(gateway_kubeconfig)) as one:
+    """A gateway as it comes: the shipped policy, but for the time that a held request waits, which nobody decides."""
+    folder = tmp_path_factory.mktemp("default")
+    shipped = (gateway.ROOT / "policies" / "default.yaml").read_text()
+    quick = shipped.replace("groups: [platform-oncall]", "groups: [platform-oncall], wait: 1s, maxPending: 100")
+    assert quick.count("wait: 1s") == shipped.count("approval:")
+    (folder / "policy.yaml").write_text(quick)
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")]
+    with gateway.running(folder, *arguments) as one:
         yield one
 
 

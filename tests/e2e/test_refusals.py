@@ -28,6 +28,7 @@ def arrived(controlplane, since):
 def agents_namespace(controlplane):
     controlplane.run_kubectl("create", "namespace", "agent-one")
     controlplane.run_kubectl("create", "configmap", "mine", "-n", "agent-one")
+    controlplane.run_kubectl("create", "serviceaccount", "deployer", "-n", "agent-one")
     yield
     controlplane.run_kubectl("delete", "namespace", "agent-one", "--wait=false")
 

@@ -8,7 +8,7 @@ def test_help(capsys, word):
     cli.main([word])
     shown = capsys.readouterr().out
     recorded = ("sessions", "show", "verify", "report", "backtest", "replay")
-    for command in ("serve", "web", "demo", "kubeconfig", "classify", "policy", "test", *recorded):
+    for command in ("serve", "web", "demo", "kubeconfig", "approvals", "classify", "policy", "test", *recorded):
         assert f"  {command} " in shown
 
 
