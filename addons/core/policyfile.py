@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from addons.core import admission, budgets, cel, filemodes, policy, resources, yamltree
+from addons.core import admission, budgets, cel, filemodes, maskfile, policy, resources, yamltree
 from addons.core.budgets import Budget
 from addons.core.matching import METHOD_VERBS, RESOURCE_VERBS, VERBS, Glob, Match, ResourcePattern, UsesMatch
 from addons.core.model import Action, Approval, Impact
@@ -136,7 +136,7 @@ def parse(contents: Mapping[str, bytes]) -> policy.PolicySet:
         if not documents:
             problems.append(f"{source}:1: has no policy")
         for document in documents:
-            read_policy = _Reader(source, problems).document(document)
+            read_policy = Reader(source, problems).document(document)
             if read_policy is None:
                 continue
             place = f"{source}:{document.line}"
@@ -167,7 +167,7 @@ def revision(contents: Iterable[bytes]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
-class _Reader:
+class Reader:
     """
     Reads the documents of one file. Each method notes what is wrong and goes on.
 
@@ -307,14 +307,15 @@ class _Reader:
         people = None
         if "people" in top:
             people = self.expression(top["people"], "people", policy.PEOPLE_VARIABLES)
-        elif not top.keys() & {"rules", "budgets"} and "metadata" in top:
-            self.problem(node, "rules", "is missing: a policy has rules or budgets, or says who people are")
+        elif not top.keys() & {"rules", "budgets", "mask"} and "metadata" in top:
+            self.problem(node, "rules", "is missing: a policy has rules, budgets or mask, or says who people are")
         names: dict[str, int] = {}
         rules = self.rules(top["rules"], name, names) if "rules" in top else []
         limits = self.budgets(top["budgets"], name, names) if "budgets" in top else []
+        masks = maskfile.rules(self, top["mask"], name, names) if "mask" in top else []
         if len(self.problems) > before:
             return None
-        return policy.Policy(name, tuple(rules), observe, people, tuple(limits))
+        return policy.Policy(name, tuple(rules), observe, people, tuple(limits), tuple(masks))
 
     def rules(self, node: Node, policy_name: str, lines: dict[str, int]) -> list[policy.Rule]:
         """`lines` is where each name is, of rules and budgets together: a message names one or the other."""
@@ -617,7 +618,7 @@ class _Reader:
 
 DEFAULT = Approval()
 
-DOCUMENT_FIELDS = ("apiVersion", "kind", "metadata", "mode", "people", "rules", "budgets")
+DOCUMENT_FIELDS = ("apiVersion", "kind", "metadata", "mode", "people", "rules", "budgets", "mask")
 RULE_FIELDS = ("name", "action", "match", "when", "unless", "message", "approval")
 APPROVAL_FIELDS = ("groups", "users", "needed", "wait", "valid")
 BUDGET_FIELDS = (
