@@ -9,13 +9,14 @@ streams are cut within a second.
 import asyncio
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from mitmproxy import ctx, exceptions, http, tcp
+from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.addonmanager import Loader
 
-from addons.core import authconfig, credentials, facts, limits, status, tokens
+from addons.core import approvals, authconfig, credentials, facts, limits, status, tokens
 from addons.core.model import Identity
 from addons.mitm import answers, cutting, options
 from addons.net import apiserver, issuers
@@ -70,14 +71,15 @@ class Authenticate:
             str,
             "",
             "AuthenticationConfiguration file (apiserver.config.k8s.io/v1 or v1beta1) with the issuers whose tokens "
-            "are accepted. Default: the cluster's own ServiceAccount issuer with the audience tollgate.",
+            "are accepted. Default: the cluster's own ServiceAccount issuer with the audience tollgate, or "
+            "tollgate-approver to decide approvals; an issuer whose audiences do not list that has no approvers.",
         )
         loader.add_option(
             "tollgate_cluster_tokens",
             str,
             "auto",
-            "Accept ServiceAccount tokens of the cluster itself, with the audience tollgate: on, off, "
-            "or auto (default), which is on when tollgate_auth is empty.",
+            "Accept ServiceAccount tokens of the cluster itself, with the audience tollgate or tollgate-approver: on, "
+            "off, or auto (default), which is on when tollgate_auth is empty.",
             choices=["auto", "on", "off"],
         )
         loader.add_option(
@@ -127,6 +129,13 @@ class Authenticate:
         if self.authenticator is not None:
             self.authenticator.stop()
         self.authenticator, self.settings = fresh, settings
+        if names := authconfig.without_approvers(config):
+            logger.info(
+                "nobody from %s can decide approvals: audiences there does not list %s; "
+                "add it (audienceMatchPolicy: MatchAny) for a client that approvers log in with",
+                ", ".join(names),
+                approvals.AUDIENCE,
+            )
         if self.started:
             fresh.start()
 
@@ -163,6 +172,7 @@ class Authenticate:
             # From here on the flow has no credential: it is displayed, saved and forwarded.
             flow.request.headers = http.Headers(fields)
             known.identity = await self.identify(token)
+            known.identify_again = partial(self.identify, token)
             self.tokens[flow] = token
         except tokens.TokenError as e:
             source = flow.client_conn.peername[0]
@@ -200,9 +210,10 @@ class Authenticate:
         known = facts.of(flow)
         if known.released and known.identity is not None:
             self.open[flow] = known.identity.expiry
+        known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:
-        if flow.response.status_code != 101:  # an upgraded one has only begun
+        if answers.code(flow) != 101:  # an upgraded one has only begun
             self.ended(flow)
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -239,7 +250,9 @@ class Authenticate:
     def sweep(self, now: float) -> None:
         """Cut every stream whose identity has ended."""
         for flow, expiry in list(self.open.items()):
-            if now >= expiry:
+            if flow.client_conn.state is connection.ConnectionState.CLOSED:
+                self.ended(flow)  # SPDY: no hook of ours tells its end
+            elif now >= expiry:
                 self.ended(flow)
                 cutting.cut(flow, EXPIRED)
 

@@ -2,9 +2,9 @@
 Block: ask the policy what to do with the operation, and answer 403 when it is not allow.
 
 Judged from the verified identity and from what the request does; what the client claims of
-itself can only make it stricter. Rule format: policies/README.md. What a rule holds is
-refused too, with a sentence that says so, until approvals can ask somebody. What is allowed is
-taken from the budgets before it goes on, and given back when the API server did nothing.
+itself can only make it stricter. Rule format: policies/README.md. What a rule holds is left to
+addons/approve.py, or refused where that is not in the stack. What may go on is taken from the
+budgets before it does, and given back when the API server did nothing.
 """
 
 import asyncio
@@ -12,23 +12,32 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from mitmproxy import ctx, exceptions, http
+from mitmproxy import connection, ctx, exceptions, http
 
-from addons.core import admission, budgets, facts, policy, policyfile, status
+from addons.core import admission, budgets, facts, policy, policyfile, stack, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
-from addons.mitm import answers, options
+from addons.mitm import answers, cutting, options
+from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, objects, store
 
 logger = logging.getLogger(__name__)
 
 POLL = 1.0  # seconds between looks at the files; a look is a stat of each, and needs no inotify in a container
+AT_ONCE = 100  # open streams judged again in one go, some milliseconds; then others have their turn
 POLICIES_HELP = (
     "Policy files and folders, separated by {sep}, read again when they change. All or nothing: a file with a "
     "mistake keeps the old policies. Empty (the default): everything is denied."
+)
+NOT_JUDGED_AGAIN = status.Refusal(
+    503,
+    "not-judged-again",
+    "tollgate: the policies changed and this stream could not be judged by the new ones, so it ends; start it again",
 )
 OBSERVE_HELP = (
     "Only decide and log, and let everything pass that is authenticated. Default false. While it is on, nothing "
@@ -47,19 +56,27 @@ class PolicyBlock:
         self.seen: policyfile.Fingerprint = ()  # what the files looked like at the last attempt to load them
         self.watcher: asyncio.Task[None] | None = None
         self.clock = clock
+        self.asks = False  # whether approve is in the stack; direction: what is held is refused here
         self.server: apiserver.ApiServer | None = None  # direction: without one, no object can be fetched
         self.store: store.Store | None = None  # direction: no store, nothing passes that a budget counts
         self.state = ""
         # What each exchange took from the budgets, until it is known whether that was used.
         self.reserved: WeakKeyDictionary[http.HTTPFlow, list[str]] = WeakKeyDictionary()
+        # What the API server is answering, and what it was judged by.
+        self.open: WeakKeyDictionary[http.HTTPFlow, Opened] = WeakKeyDictionary()
+        self.looked_at: WeakKeyDictionary[http.HTTPFlow, admission.Objects] = WeakKeyDictionary()
 
     def load(self, loader) -> None:
+        cutting.install()
         loader.add_option("tollgate_policies", str, "", POLICIES_HELP.format(sep=os.pathsep))
         loader.add_option("tollgate_observe", bool, False, OBSERVE_HELP)
         options.declare_state(loader)
         options.declare_kubeconfig(loader)
 
     def configure(self, updated: set[str]) -> None:
+        if "tollgate_stack" in updated:
+            # An option of the guard's: without a guard nobody demands the stamp of approve.
+            self.asks = "approve" in stack.parse(ctx.options.tollgate_stack).addons
         if "tollgate_state" in updated and (ctx.options.tollgate_state != self.state or self.store is None):
             self.open_store(ctx.options.tollgate_state)
         if "tollgate_kubeconfig" in updated:
@@ -121,6 +138,7 @@ class PolicyBlock:
             await asyncio.sleep(POLL)
             try:
                 await self.reload()
+                await self.end_refused()
             except Exception:
                 # The policies in force stay; but a watcher that ended in silence would keep them for ever.
                 logger.exception("policies: looking for changes failed; revision %s stays", self.policy.revision)
@@ -172,6 +190,7 @@ class PolicyBlock:
             return None  # refused by an earlier addon, whose answer stands
         operation = known.need_operation()
         identity = known.identity or ANONYMOUS  # authenticate is not in this stack
+        known.policies = self.current
         try:
             verdict = self.evaluate(identity, operation)
         except admission.NeedsObjects as needs:
@@ -179,17 +198,27 @@ class PolicyBlock:
             return self.look(flow, known, identity, operation, needs, self.policy)
         return self.act(flow, known, identity, operation, verdict)
 
+    def current(self) -> policy.PolicySet:
+        return self.policy
+
     def act(
-        self, flow: http.HTTPFlow, known: facts.Facts, identity: Identity, operation: Operation, verdict: Verdict
+        self,
+        flow: http.HTTPFlow,
+        known: facts.Facts,
+        identity: Identity,
+        operation: Operation,
+        verdict: Verdict,
+        fetched: admission.Objects | None = None,
     ) -> Coroutine[Any, Any, None] | None:
         """Do what the verdict says; the rest of it, when something must be waited for."""
         known.verdict = verdict
         for observed in verdict.observed:
             logger.info("observed: %s", policy.line(observed, identity, operation))
         logger.info("%s", policy.line(verdict, identity, operation))
-        if verdict.action is not Action.ALLOW:
+        if verdict.action is Action.DENY or (verdict.action is Action.HOLD and not self.asks):
             answers.refuse(flow, self.name, policy.refusal(verdict, identity, operation))
             return None
+        known.judge_again = partial(self.evaluate, identity, operation, fetched)
         charges = self.charges(verdict, identity, operation)
         if charges:
             return self.spend(flow, known, identity, operation, charges)
@@ -215,9 +244,12 @@ class PolicyBlock:
             needs = admission.NeedsObjects(needs.names, admission.NONE)
         fetched = await self.fetch(flow, identity, operation, needs)
         if isinstance(fetched, admission.ServerRefusal):
-            relay(flow, self.name, fetched)
+            answers.relay(flow, self.name, fetched)
             return
-        rest = self.act(flow, known, identity, operation, self.evaluate(identity, operation, fetched, policies))
+        if not admission.has_object(operation):
+            self.looked_at[flow] = fetched  # a stream perhaps, which a reload judges again
+        verdict = self.evaluate(identity, operation, fetched, policies)
+        rest = self.act(flow, known, identity, operation, verdict, fetched)
         if rest is not None:
             await rest
 
@@ -268,9 +300,13 @@ class PolicyBlock:
             if charges.enforced:
                 reservation = await self.reserve(charges.enforced, now)
                 if reservation.over:
-                    known.verdict = verdict = budgets.verdict(reservation.over, revision, now)
-                    logger.info("%s", policy.line(verdict, identity, operation))
-                    refusal = budgets.refusal(verdict)
+                    over = budgets.verdict(reservation.over, revision, now)
+                    logger.info("%s", policy.line(over, identity, operation))
+                    if over.action is Action.HOLD and self.asks:
+                        hold(known, over)
+                    else:
+                        known.verdict = over
+                        refusal = budgets.refusal(over)
                 else:
                     reserved.append(reservation.id)
         except store.StoreError as e:
@@ -302,6 +338,7 @@ class PolicyBlock:
     # Without stamps: what fails here stays spent, the stricter side.
 
     def responseheaders(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        self.begun(flow)
         reserved = self.reserved.pop(flow, None)
         if not reserved:
             return None
@@ -311,6 +348,7 @@ class PolicyBlock:
         return self.give_back(reserved)
 
     def error(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        self.ended(flow)
         reserved = self.reserved.pop(flow, None)
         if not reserved or (went_upstream(facts.of(flow)) and connected(flow)):
             return None  # a connection that broke says nothing about what was done
@@ -324,35 +362,105 @@ class PolicyBlock:
         except store.StoreError as e:
             logger.error("state: %s; what was not used stays counted", e)
 
+    # Open streams
 
-def went_upstream(known: facts.Facts) -> bool:
-    """Whether the API server may have got it: released by the guard; in a stack without one, not refused by any."""
-    return known.released if known.refusal is not None else not known.answered_by
+    def begun(self, flow: http.HTTPFlow) -> None:
+        """From here until its end the answer is a stream: a watch, a log, an exec, or a list for some milliseconds."""
+        known = facts.of(flow)
+        objects = self.looked_at.pop(flow, None)
+        if went_upstream(known):
+            judged_by = known.verdict.revision, self.observe
+            self.open[flow] = Opened(known.identity or ANONYMOUS, known.need_operation(), objects, judged_by)
+        known.passed.add((self.name, "responseheaders"))
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        if answers.code(flow) != 101:  # an upgraded one has only begun
+            self.ended(flow)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        self.ended(flow)
+
+    def ended(self, flow: http.HTTPFlow) -> None:
+        self.open.pop(flow, None)
+        self.looked_at.pop(flow, None)
+
+    async def end_refused(self) -> None:
+        """
+        Cut every open stream that the policies of now refuse, with the rule's own sentence.
+
+        At each look at the files, not only after a reload: an answer that begins after it to a
+        request that was judged before it is met a second later.
+        """
+        now = self.policy.revision, self.observe
+        waiting = [flow for flow, opened in self.open.items() if opened.judged_by != now]
+        for count, flow in enumerate(waiting, 1):
+            if (opened := self.open.get(flow)) is None:
+                continue
+            try:
+                self.judge_again(flow, opened)
+            # Direction: what cannot be judged ends; and it must not keep all others open.
+            except Exception:
+                logger.exception("policies: an open stream could not be judged again, so it ends")
+                self.ended(flow)
+                cutting.cut(flow, NOT_JUDGED_AGAIN)
+            if count % AT_ONCE == 0:
+                await asyncio.sleep(0)
+
+    def judge_again(self, flow: http.HTTPFlow, opened: "Opened") -> None:
+        if flow.client_conn.state is connection.ConnectionState.CLOSED:
+            self.ended(flow)  # SPDY: no hook of ours tells its end
+            return
+        policies, observe = self.policy, self.observe
+        try:
+            verdict = self.evaluate(opened.identity, opened.operation, policies=policies)
+        except admission.NeedsObjects:
+            # With what was seen when it began. Nothing is fetched anew: a stream must not outlive its rule
+            # while the API server is asked. What was not seen then counts as what cannot be fetched:
+            # for a deny or hold it is a match, for an allow none.
+            objects = opened.objects or admission.NOT_FETCHED
+            verdict = self.evaluate(opened.identity, opened.operation, objects, policies)
+        known = facts.of(flow)
+        if policy.stays_open(known.verdict, verdict):
+            self.open[flow] = opened._replace(judged_by=(policies.revision, observe))
+            return
+        logger.warning("policies: a stream ends: %s", policy.line(verdict, opened.identity, opened.operation))
+        self.ended(flow)
+        cutting.cut(flow, policy.refusal(verdict, opened.identity, opened.operation))
 
 
-def connected(flow: http.HTTPFlow) -> bool:
-    """Whether there was a connection to send it on. Until one is open, a flow has the mere address."""
-    server = flow.server_conn
-    return server.timestamp_tcp_setup is not None and (not server.tls or server.timestamp_tls_setup is not None)
+class Opened(NamedTuple):
+    """What an open stream was judged by. No dataclass: those crash in a mitmproxy script."""
+
+    identity: Identity
+    operation: Operation
+    objects: admission.Objects | None  # that the rules looked at
+    judged_by: tuple[str, bool]  # revision of the policies, and whether all were only observed
+
+
+def hold(known: facts.Facts, over: Verdict) -> None:
+    """
+    Over a budget that asks: its hold beside those of the rules. Nothing is taken, the yes counts instead.
+
+    When the verdict is asked for again, the budget still asks: what became free meanwhile is others'.
+    """
+    judge = known.judge_again
+    known.verdict = with_holds(known.verdict, over)
+    known.judge_again = (lambda: with_holds(judge(), over)) if judge is not None else None
+
+
+def with_holds(verdict: Verdict, over: Verdict) -> Verdict:
+    """An allowed or held operation, held by a budget as well; a denied one stays denied."""
+    if verdict.action is Action.DENY:
+        return verdict
+    holds = (*verdict.holds, *over.holds)
+    first = verdict if verdict.action is Action.HOLD else over
+    return replace(first, action=Action.HOLD, holds=holds, observed=verdict.observed)
 
 
 def log_files(policies: policy.PolicySet) -> None:
     """What was loaded, to be compared with what was reviewed."""
     for name, digest in policies.files.items():
         logger.info("policies: %r is sha256:%s…", name, digest)
-
-
-def relay(flow: http.HTTPFlow, by: str, refusal: admission.ServerRefusal) -> None:
-    """
-    What the API server said to the preview, word for word: it is what the request would have got.
-
-    No headers of its answer: a Retry-After makes clients try again.
-    """
-    flow.response = http.Response.make(
-        refusal.code, refusal.body, {"Content-Type": "application/json", "Tollgate-Reason": "api-server"}
-    )
-    facts.of(flow).answered_by = by
-    logger.info("refused %s: %r by the API server, before it was sent", refusal.code, flow.request.method)
 
 
 addons = [PolicyBlock()]

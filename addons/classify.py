@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 
 LARGE = 128 * 1024  # bytes of a body that are read in a thread; 5 ms of a JSON body, more than any by hand
 
+NOT_CONFIGURED = (
+    "tollgate: a part of the gateway is not configured, so the request was not judged and nothing was sent to the API "
+    "server; tell the operator, the log says what failed"
+)
+
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -35,7 +40,7 @@ class Classify:
     name = "tollgate_classify"
 
     def __init__(self) -> None:
-        self.own_namespace = "tollgate"
+        self.own_namespace = ""  # not configured yet: nothing is classified
         self.clock = time.monotonic
         self.memory = commands.Commands()
         self.server: apiserver.ApiServer | None = None  # direction: nothing can be counted, so all is many
@@ -62,17 +67,13 @@ class Classify:
         )
 
     def configure(self, updated: set[str]) -> None:
-        if "tollgate_own_namespace" in updated:
-            namespace = ctx.options.tollgate_own_namespace
-            if not _NAMESPACE.fullmatch(namespace):
-                # Empty would silently protect nothing.
-                raise exceptions.OptionsError("tollgate_own_namespace: must be the name of a namespace")
-            self.own_namespace = namespace
-        if "tollgate_run_window" in updated:
-            window = ctx.options.tollgate_run_window
-            if not 0 <= window <= commands.SESSION:
-                raise exceptions.OptionsError("tollgate_run_window: must be from 0 to 3600 seconds")
-            self.memory.window = float(window)
+        namespace, window = ctx.options.tollgate_own_namespace, ctx.options.tollgate_run_window
+        if not _NAMESPACE.fullmatch(namespace):
+            # Empty would silently protect nothing.
+            raise exceptions.OptionsError("tollgate_own_namespace: must be the name of a namespace")
+        if not 0 <= window <= commands.SESSION:
+            raise exceptions.OptionsError("tollgate_run_window: must be from 0 to 3600 seconds")
+        self.own_namespace, self.memory.window = namespace, float(window)
         if "tollgate_kubeconfig" in updated:
             try:
                 self.server = apiserver.shared(ctx.options.tollgate_kubeconfig)
@@ -108,6 +109,9 @@ class Classify:
 
     def classified(self, flow: http.HTTPFlow, body: bytes | None) -> Operation:
         """Raises status.Refused."""
+        if not self.own_namespace:
+            # configure() failed: with the default, the gateway's real namespace would be like any other.
+            raise status.Refused(503, "not-configured", NOT_CONFIGURED)
         request = flow.request
         if body is None:
             # Streamed past us: what nobody read here nobody may forward.

@@ -19,6 +19,7 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
 
 from addons.core import canonical, facts, headers, limits, requestinfo, stack, status
+from addons.core.model import Action
 from addons.mitm import (
     answers,
     backpressure,
@@ -26,14 +27,17 @@ from addons.mitm import (
     cutting,
     errors,
     goaway,
+    inside,
     listening,
     logs,
     options,
     websockets,
     wire,
+    withholding,
 )
 from addons.mitm.connections import close, lift_limit
 from addons.mitm.seal import seal
+from addons.mitm.withholding import ANSWER_NOT_JUDGED
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +50,6 @@ NOT_JUDGED = status.Refusal(
     "not-judged",
     "tollgate: a part of the gateway failed or is not ready, so the request was not judged and nothing was sent to "
     "the API server; try again, and if it stays so show the operator this message, the log says which part",
-)
-ANSWER_NOT_JUDGED = status.Refusal(
-    502,
-    "answer-not-judged",
-    "tollgate: the API server's answer was not judged by every part of the gateway and is withheld; the request "
-    "itself was carried out; ask the operator, the log says which part failed",
 )
 REDIRECT = status.Refusal(
     502, "redirect", "tollgate: the API server answered with a redirect, which is not followed; ask the operator"
@@ -88,7 +86,7 @@ class Guard:
         self.lent: dict[str, dict[http.HTTPFlow, list[tuple[limits.Shares, str]]]] = {}
 
     def load(self, loader) -> None:
-        for install in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening):
+        for install in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening, withholding):
             install.install()
         loader.add_option(
             "tollgate_stack",
@@ -143,7 +141,10 @@ class Guard:
         if (old := manager.get(LastWord.name)) is not None:
             manager.remove(old)  # this script was edited and loaded again
         # Top-level and last: it survives every reload of scripts, and nobody speaks after it.
-        manager.add(LastWord(self))
+        last = LastWord(self)
+        manager.add(last)
+        # mitmproxy does that for scripts only; without it the defaults would count for nothing.
+        last.configure(set(ctx.options.keys()))
 
     def configure(self, updated: set[str]) -> None:
         if updated & {"tollgate_identity_rate", "tollgate_source_rate"} or not self.sources.rate:
@@ -298,6 +299,7 @@ class Guard:
         # client, with its token, to a place that nobody judged (CVE-2020-8559).
         if known.released and 300 <= flow.response.status_code < 400 and flow.response.status_code != 304:
             known.answer_refusal = REDIRECT
+        known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
@@ -320,7 +322,8 @@ class Guard:
         known = facts.of(flow)
         known.judged = set()
         message = flow.messages[-1]
-        known.answer, message.content = message.content, b""
+        # With its message, so that this content cannot go on in place of another's.
+        known.answer, message.content = (message, message.content), b""
 
 
 class LastWord:
@@ -344,7 +347,7 @@ class LastWord:
     def server_connect(self, data: ServerConnectionHookData) -> None:
         # Whatever a flow was made to say, there is one place to go.
         mode = data.client.proxy_mode
-        if data.server.address != getattr(mode, "address", None):
+        if data.server.address not in (getattr(mode, "address", None), inside.address()):
             data.server.error = "tollgate: only the API server is connected to"
 
     def request(self, flow: http.HTTPFlow) -> None:
@@ -354,6 +357,9 @@ class LastWord:
             if known.sealed is not None and known.sealed != seal(flow.request):
                 flow.response = answers.response(CHANGED)
                 logger.error("refused %r: it was changed after the verdict", flow.request.method)
+            elif known.verdict.action is Action.HOLD and not known.approval:
+                # The stamp of approve says the same; what a human must agree to has two locks.
+                logger.error("refused %r: it is held and nobody approved it", flow.request.method)
             else:
                 known.released, flow.response = True, None
         elif flow.response is None:
@@ -393,7 +399,10 @@ class LastWord:
         if refusal is not None:
             known.answer_refusal = refusal
             flow.response.stream = False  # the body, if any, comes to nobody
-            cutting.cut(flow, refusal)
+            if flow.response.status_code != 101:  # which has no body: `response` follows at once, and answers
+                cutting.cut(flow, refusal)
+            return
+        known.head_released = True
 
     def response(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
@@ -404,20 +413,23 @@ class LastWord:
 
     def release_answer(self, flow: http.HTTPFlow, known: facts.Facts) -> None:
         wanted = self.guard.stack.response
-        if known.answer_refusal is not None:
+        judged = known.head_released and known.passed >= wanted
+        streamed = bool(flow.websocket or flow.response.stream)
+        if known.answer_refusal is not None and not (known.head_released and flow.response.stream):
             flow.websocket, flow.response = None, answers.response(known.answer_refusal)
-        elif flow.websocket or flow.response.stream:
-            # Judged by its head, then frame by frame or chunk by chunk.
-            if not known.passed >= wanted:
-                cutting.cut(flow, ANSWER_NOT_JUDGED)
-        elif known.answer is not None and known.passed >= wanted:
+        elif known.answer_refusal is not None or not judged or not (streamed or known.answer):
+            # What streams has begun, and is broken off by addons/mitm/withholding.py.
+            missing = sorted(f"{a}.{h}" for a, h in wanted - known.passed)
+            logger.error("withheld the answer to %r: not passed: %s", flow.request.method, ", ".join(missing))
+            if not streamed:
+                flow.response = answers.response(ANSWER_NOT_JUDGED)
+            return
+        elif not streamed:
             flow.response, known.answer = known.answer, None
             if flow.response.status_code == 101:
                 self.guard.upgraded[flow.client_conn.id] = flow
-        else:
-            missing = sorted(f"{a}.{h}" for a, h in wanted - known.passed)
-            logger.error("withheld the answer to %r: not passed: %s", flow.request.method, ", ".join(missing))
-            flow.response = answers.response(ANSWER_NOT_JUDGED)
+        # Else judged by its head, and then frame by frame or chunk by chunk.
+        known.answer_released = True
 
     def error(self, flow: http.HTTPFlow) -> None:
         self.guard.give_back(flow)
@@ -426,7 +438,7 @@ class LastWord:
         known = facts.of(flow)
         message = flow.websocket.messages[-1]
         if known.judged >= self.guard.stack.frame or message.content == known.last_words != b"":
-            message.dropped = False
+            message.dropped, known.frame = False, message
         else:
             message.dropped = True  # the guard's own hook may be what failed, so it is said again here
             if not known.last_words:
@@ -439,12 +451,13 @@ class LastWord:
 
     def tcp_message(self, flow: tcp.TCPFlow) -> None:
         known = facts.of(flow)
-        message = flow.messages[-1]
-        if known.answer is not None and known.judged >= self.guard.stack.frame:
-            message.content = known.answer
+        message, origin = flow.messages[-1], self.guard.upgraded.get(flow.client_conn.id)
+        withheld, content = known.answer or (None, b"")
+        if origin is not None and withheld is message and known.judged >= self.guard.stack.frame:
+            message.content, known.frame = content, message
         else:
             message.content = b""
-            if (origin := self.guard.upgraded.get(flow.client_conn.id)) is not None:
+            if origin is not None:
                 cutting.cut(origin, ANSWER_NOT_JUDGED)
         known.answer, known.judged = None, set()
         del flow.messages[:-1]

@@ -116,6 +116,12 @@ class Upstream:
     def prepare(self, flow: http.HTTPFlow, known: facts.Facts) -> status.Refusal | None:
         """Turn the client's request into ours; or say why not."""
         request, server = flow.request, self.server
+        if known.served_here is not None:
+            # For a server in this process: no credential, and no header but those it was given.
+            if (request.scheme, request.host, request.port) != ("http", *known.served_here):
+                return NOT_THIS_SERVER
+            known.audit_id = known.audit_id or str(uuid.uuid4())
+            return None
         if server is None:
             return NO_CREDENTIAL
         where = server.endpoint
@@ -134,7 +140,7 @@ class Upstream:
             who = upstreamrequest.impersonation(known.need_identity(), self.forward_extra) if self.impersonate else []
         except status.Refused as e:
             return e.refusal
-        known.audit_id = str(uuid.uuid4())
+        known.audit_id = known.audit_id or str(uuid.uuid4())  # approve may have spent an approval under it
         fields = upstreamrequest.allowed(request.headers.fields, upgrade)
         fields += upstreamrequest.ours(known.audit_id, flow.client_conn.peername[0])
         fields += who
@@ -157,7 +163,8 @@ class Upstream:
             logger.error("the API server refused the gateway's own credential")
             self.renew()
         # Watches, logs -f and large lists go on as they come: buffered, a watch would hang for ever.
-        flow.response.stream = flow.response.status_code != 101
+        flow.response.stream = flow.response.status_code != 101 and not known.whole
+        leave_end_open(flow)
         known.passed.add((self.name, "responseheaders"))
 
     def response(self, flow: http.HTTPFlow) -> None:
@@ -170,6 +177,23 @@ class Upstream:
             task = asyncio.get_running_loop().create_task(renewed(self.server))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+
+
+def leave_end_open(flow: http.HTTPFlow) -> None:
+    """
+    Over HTTP/1.1 a body in chunks, whatever its length.
+
+    With a Content-Length the client takes the last byte for the end, and an answer that is broken off
+    after it, because its end was not judged, for a complete one.
+    """
+    headers = flow.response.headers
+    if flow.client_conn.alpn == b"h2" or not flow.response.stream:
+        return
+    if flow.request.method == "HEAD" or flow.response.status_code in (204, 304):
+        return  # whatever length they name, no body follows, and no chunk may (RFC 9112, 6.3)
+    if headers.get("content-length", "0") != "0":
+        del headers["content-length"]
+        headers["transfer-encoding"] = "chunked"
 
 
 async def renewed(server: apiserver.ApiServer) -> None:

@@ -69,7 +69,7 @@ class Client:
         return answer
 
     async def request(self, path: str, seconds: float = 10, **more: object) -> Answer:
-        answer = self.start(path, **more)  # type: ignore[arg-type]
+        answer = self.start(path, **more)  # type: ignore[arg-type]  # what start takes, each of a type of its own
         async with asyncio.timeout(seconds):
             await answer.ended.wait()
         return answer

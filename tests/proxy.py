@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mitmproxy import addons as defaults
-from mitmproxy import http, master, options
+from mitmproxy import http, master, options, tcp
 
 from addons.core import facts
-from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, websockets, wire
+from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, websockets, wire, withholding
 
-for _module in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening):
+for _module in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening, withholding):
     _module.install()
 
 
@@ -22,19 +22,42 @@ class Releases:
 
     name = "releases"
 
+    def __init__(self, *withheld: str) -> None:
+        self.withheld = withheld  # names of hooks that release nothing
+
     def request(self, flow: http.HTTPFlow) -> None:
         facts.of(flow).released = True
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        facts.of(flow).head_released = "responseheaders" not in self.withheld
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        facts.of(flow).answer_released = "response" not in self.withheld
+
+    def websocket_message(self, flow: http.HTTPFlow) -> None:
+        if "websocket_message" not in self.withheld:
+            facts.of(flow).frame = flow.websocket and flow.websocket.messages[-1]
+
+    def tcp_message(self, flow: tcp.TCPFlow) -> None:
+        if "tcp_message" not in self.withheld:
+            facts.of(flow).frame = flow.messages[-1]
 
 
 @contextlib.asynccontextmanager
 async def running(
-    upstream: int, pem: Path, ca_file: Path, confdir: Path, *addons: Any, **more: Any
+    upstream: int,
+    pem: Path,
+    ca_file: Path,
+    confdir: Path,
+    *addons: Any,
+    withheld: tuple[str, ...] = (),
+    **more: Any,
 ) -> AsyncIterator[int]:
     """Listen on a free port in front of https://127.0.0.1:upstream; yields the port."""
     opts = options.Options()
     m = master.Master(opts, asyncio.get_running_loop())
     m.addons.add(*defaults.default_addons())
-    m.addons.add(*addons, Releases())
+    m.addons.add(*addons, Releases(*withheld))
     opts.update(
         mode=[f"reverse:https://127.0.0.1:{upstream}"],
         listen_host="127.0.0.1",
@@ -44,8 +67,7 @@ async def running(
         connection_strategy="lazy",
         upstream_cert=False,
         ssl_verify_upstream_trusted_ca=str(ca_file),
-        rawtcp=False,
-        **more,
+        **{"rawtcp": False, **more},
     )
     task = asyncio.create_task(m.run())
     server = m.addons.get("proxyserver")

@@ -12,6 +12,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   web          the same with mitmproxy's web interface
   demo         a throwaway cluster with the gateway in front of it, to try things
   kubeconfig   print a kubeconfig for a client of the gateway
+  approvals    see and decide what waits for a human's yes: ./run.sh approvals --help
   policy       check, test and explain policies: ./run.sh policy --help
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
@@ -38,6 +39,10 @@ def main(argv: Sequence[str]) -> None:
             from addons.cli import classify
 
             raise SystemExit(classify.main(rest))
+        case "approvals":
+            from addons.cli import approvals
+
+            raise SystemExit(approvals.main(rest))
         case "policy":
             from addons.cli import policy
 

@@ -6,7 +6,6 @@ of it, an agent and an engineer; and five commands to paste. Until Ctrl-C.
 import argparse
 import contextlib
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from addons.cli import kubeconfig, serve
 from addons.cli.arguments import state_default
+from addons.core import approvals
 from addons.net import files
 
 if TYPE_CHECKING:
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN_SECONDS = 3600
-RENEW_SECONDS = 2700  # tokens are written anew at three quarters of their life
+RENEW_SECONDS = 600  # tokens are written anew; a decision needs one that is younger than 15 minutes
 START_SECONDS = 60
-ACCOUNTS = {"agent": ("agents", "ci-agent"), "engineer": ("people", "engineer")}  # namespace, ServiceAccount
+# namespace, ServiceAccount, audience of its token
+ACCOUNTS = {
+    "agent": ("agents", "ci-agent", "tollgate"),
+    "engineer": ("people", "engineer", "tollgate"),
+    "approver": ("people", "engineer", approvals.AUDIENCE),
+}
+APPROVERS = "tollgate:system:serviceaccounts:people"  # in place of the group that default.yaml names
 
-# On top of policies/default.yaml. Policy files add up: the strictest matching rule of all decides.
+# Beside policies/default.yaml. Policy files add up: the strictest matching rule of all decides.
 POLICY = """\
 # What this demo adds to policies/default.yaml, which it runs with unchanged.
 apiVersion: tollgate.dev/v1alpha1
@@ -59,15 +65,20 @@ class DemoError(Exception):
     """The demo cannot run; one sentence."""
 
 
-def commands(kubectl: str, agent: Path, engineer: Path) -> str:
+def commands(kubectl: str, agent: Path, engineer: Path, approver: Path) -> str:
     """Five commands to paste, and what to expect of each."""
+    program = shlex.quote(str(ROOT / "run.sh"))
+    decide = f"{program} approvals --kubeconfig {shlex.quote(str(approver))} watch -i"
     as_agent = f"{kubectl} --kubeconfig {shlex.quote(str(agent))}"
     as_engineer = f"{kubectl} --kubeconfig {shlex.quote(str(engineer))}"
     lines = (
         (f"{as_agent} get pods -A", "passes: agents may read"),
         (f"{as_agent} scale deployment web -n shop --replicas=2", "passes: shop is the agent's to work in"),
         (f"{as_agent} get secret db-password -n shop -o yaml", "refused: agents may not read Secrets"),
-        (f"{as_agent} delete namespace shop", "refused: a human has to say yes to that"),
+        (
+            f"{as_agent} delete namespace shop",
+            f"waits 25 s for a human to say yes, then it is refused. In another terminal:\n  #    {decide}",
+        ),
         (f"{as_engineer} delete configmap checkout-critical -n prod-web", "passes: an engineer is no agent"),
     )
     return "\n".join(f"  # {i}. {what}\n  {line}\n" for i, (line, what) in enumerate(lines, 1))
@@ -86,14 +97,17 @@ def wait_open(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 @contextlib.contextmanager
 def running_gateway(folder: Path, own: Path, listen: str, port: int) -> Iterator[Path]:
-    """The gateway as a child process, with the default policies and the demo's own. Yields its log."""
+    """The gateway as a child process, with the default policy and the demo's own. Yields its log."""
     policies = folder / "policies"
     files.private_folder(policies)
     (policies / "demo.yaml").write_text(POLICY)
+    # As an owner would edit it: whoever may approve here.
+    default = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
+    (policies / "default.yaml").write_text(default.replace("platform-oncall", f'"{APPROVERS}"'), encoding="utf-8")
     log = folder / "gateway.log"
     arguments = ["serve", "--listen", listen, "--kubeconfig", str(own), "--state", str(folder / "state"),
                  "--recordings", str(folder / "recordings"),
-                 "--policies", f"{ROOT / 'policies'}{os.pathsep}{policies}"]  # fmt: skip
+                 "--policies", str(policies)]  # fmt: skip
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 (our own program)
             [sys.executable, "-m", "addons.cli", *arguments],
@@ -166,8 +180,10 @@ def run(listen: str, folder: Path) -> None:
                     f"gateway     https://{listen}  (log: {log})\n"
                     "agent       tollgate:system:serviceaccount:agents:ci-agent, cluster-admin by RBAC, "
                     "token for one hour\n"
-                    "engineer    tollgate:system:serviceaccount:people:engineer\n\n"
-                    f"Paste into another terminal:\n\n{commands(kubectl, clients['agent'], clients['engineer'])}\n"
+                    "engineer    tollgate:system:serviceaccount:people:engineer; approvals need its second "
+                    f"kubeconfig, {clients['approver']}\n\n"
+                    "Paste into another terminal:\n\n"
+                    f"{commands(kubectl, clients['agent'], clients['engineer'], clients['approver'])}\n"
                     "Ctrl-C ends the demo.",
                     flush=True,
                 )
@@ -181,4 +197,6 @@ def run(listen: str, folder: Path) -> None:
 def renew(cluster: "ControlPlane", tokens: Mapping[str, Path]) -> None:
     """Write fresh one-hour tokens where the kubeconfigs look for them."""
     for who, path in tokens.items():
-        files.write_private(path, cluster.token(*ACCOUNTS[who], seconds=TOKEN_SECONDS).encode())
+        namespace, account, audience = ACCOUNTS[who]
+        token = cluster.token(namespace, account, audience=audience, seconds=TOKEN_SECONDS)
+        files.write_private(path, token.encode())

@@ -3,28 +3,48 @@
 import argparse
 import base64
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from addons.cli.arguments import split, state_default
+from addons.core import approvals, tokens
+
+ORDINARY, APPROVER = "tollgate", approvals.AUDIENCE  # names in the file, so that two can be merged; also the audiences
+
+HOW_TO_APPROVE = f"""\
+a decision on an approval needs a token with the audience {APPROVER}, fresh from a login. Say where it comes from:
+  ./run.sh kubeconfig --approver --exec kubectl -- oidc-login get-token --oidc-issuer-url=URL \\
+      --oidc-client-id={APPROVER} --token-cache-storage=none --oidc-auth-request-extra-params=prompt=login
+  ./run.sh kubeconfig --approver --token-file TOKEN
+The first is for people: a client of your identity provider of that name, which the issuer's audiences list
+(audienceMatchPolicy: MatchAny). It asks for the login each time and keeps no token that an assistant on the
+same machine could take. The second is for a ServiceAccount:
+  kubectl create token NAME -n NAMESPACE --audience={APPROVER} --duration=10m > TOKEN"""
+KEEP_APART = (
+    "tollgate: keep this file where no assistant runs, and use it for decisions only: "
+    "kubectl --kubeconfig FILE get approvals"
+)
 
 
-def build(server: str, ca: bytes | None, user: dict[str, Any], namespace: str = "") -> dict[str, Any]:
+def build(
+    server: str, ca: bytes | None, user: dict[str, Any], namespace: str = "", name: str = ORDINARY
+) -> dict[str, Any]:
     """The kubeconfig as an object. ca: PEM, or None for the public roots."""
     cluster: dict[str, Any] = {"server": server}
     if ca is not None:
         cluster["certificate-authority-data"] = base64.b64encode(ca).decode()
-    context: dict[str, Any] = {"cluster": "tollgate", "user": "tollgate"}
+    context: dict[str, Any] = {"cluster": name, "user": name}
     if namespace:
         context["namespace"] = namespace
     return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "tollgate", "cluster": cluster}],
-        "users": [{"name": "tollgate", "user": user}],
-        "contexts": [{"name": "tollgate", "context": context}],
-        "current-context": "tollgate",
+        "clusters": [{"name": name, "cluster": cluster}],
+        "users": [{"name": name, "user": user}],
+        "contexts": [{"name": name, "context": context}],
+        "current-context": name,
     }
 
 
@@ -40,6 +60,27 @@ def exec_plugin(command: str, args: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def audiences(token: str) -> list[str]:
+    """What a token says it is for; [] when it is none that could be read. Not verified: for a hint, no more."""
+    try:
+        claimed = tokens.read(token.strip()).unverified_claims.get("aud")
+    except tokens.TokenError:
+        return []
+    return [str(item) for item in (claimed if isinstance(claimed, list) else [claimed])]
+
+
+def check_audience(path: Path, wanted: str) -> None:
+    """Stop when the token that is in the file now is for something else. A file that comes later is fine."""
+    try:
+        found = audiences(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return
+    if found and wanted not in found:
+        raise SystemExit(
+            f"tollgate: the token in {path} is for {', '.join(found)}, not {wanted}; make one with --audience={wanted}"
+        )
+
+
 def main(argv: Sequence[str]) -> None:
     p = argparse.ArgumentParser(
         prog="./run.sh kubeconfig",
@@ -51,11 +92,20 @@ def main(argv: Sequence[str]) -> None:
     p.add_argument("--state", default=str(state_default()), help="the gateway's state folder, for its CA")
     p.add_argument("--ca", default="", metavar="FILE", help="CA to trust instead, or 'none' for the public roots")
     p.add_argument("--namespace", default="", help="default namespace of the client")
-    how = p.add_mutually_exclusive_group(required=True)
+    p.add_argument(
+        "--approver",
+        action="store_true",
+        help=f"for decisions on approvals: the token has the audience {APPROVER}; alone: how to get such a token",
+    )
+    how = p.add_mutually_exclusive_group()
     how.add_argument("--token-file", metavar="FILE", help="file with the token, re-read by the client")
     how.add_argument("--exec", metavar="COMMAND", help="credential plugin; its arguments follow --", dest="plugin")
     own, plugin_args = split(argv)
     args = p.parse_args(own)
+    if not args.token_file and not args.plugin:
+        if args.approver:
+            raise SystemExit(f"tollgate: {HOW_TO_APPROVE}")
+        p.error("one of the arguments --token-file --exec is required")
     ca_file = Path(args.ca or Path(args.state).expanduser() / "tls" / "ca.crt")
     try:
         ca = None if args.ca == "none" else ca_file.read_bytes()
@@ -63,8 +113,13 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(
             f"tollgate: no CA at {ca_file} ({e.strerror}); start the gateway once, or name one with --ca"
         ) from e
+    name = APPROVER if args.approver else ORDINARY
     if args.token_file:
+        if args.approver:
+            check_audience(Path(args.token_file), APPROVER)
         user: dict[str, Any] = {"tokenFile": str(Path(args.token_file).absolute())}
     else:
         user = exec_plugin(args.plugin, plugin_args)
-    print(json.dumps(build(args.server, ca, user, args.namespace), indent=2))
+    print(json.dumps(build(args.server, ca, user, args.namespace, name), indent=2))
+    if args.approver:
+        print(KEEP_APART, file=sys.stderr)

@@ -88,6 +88,8 @@ def check(paths: Sequence[Path], screen: "_Screen") -> int:
     loaded = policyfile.load(paths)
     for warning in policycheck.warnings(loaded):
         screen.line(f"warning: {warning}")
+    if note := policycheck.nobody_approves(loaded):
+        screen.line(f"note: {note}")
     rules = sum(len(one.rules) for one in loaded.policies)
     names = ", ".join(one.name for one in loaded.policies)
     if rules > policycheck.MAX_RULES:
@@ -140,6 +142,9 @@ def explain_request(identity: Identity, paths: Sequence[Path], words: Sequence[s
         answer = "may match" if line.why.startswith("hangs on") else "matches" if line.matches else "no"
         note = f"{answer}{': ' + line.why if line.why else ''}{' (observes only)' if line.observe else ''}"
         screen.row((word if line.matches else "none", 5, word), (line.rule.full_name, width), (note, 0))
+        if line.matches and line.rule.action is Action.HOLD:
+            for said in explain.approval_words(line.rule.approval):
+                screen.line(f"       {said}")
     try:
         verdict = policies.evaluate(identity, operation)
     except admission.NeedsObjects as needs:

@@ -28,7 +28,7 @@ _DELETES = frozenset({"delete", "deletecollection"})
 # dry run of a TokenRequest returns a token that works (tried).
 BESIDE = frozenset({"exec", "attach", "portforward", "proxy", "eviction", "binding", "token"})
 # Subresources whose dry run answers with an object, and which a GET shows as it is now.
-_READABLE = frozenset({"", "status", "scale", "ephemeralcontainers"})
+READABLE = frozenset({"", "status", "scale", "ephemeralcontainers"})
 # Patches whose success or failure answers a question about what is stored: a JSON patch tests
 # and moves values, an apply conflicts on a wrong guess (both tried on a Secret).
 _ORACLES = frozenset({"application/json-patch+json", "application/apply-patch+yaml"})
@@ -104,7 +104,7 @@ def no_preview(operation: Operation) -> str:
     if info.verb not in ("create", "update", "patch"):
         return "it leaves no object behind"
     # direction: a preview that is carried out would be the very thing that is not decided yet.
-    if not impacts.dry_run_possible(info) or info.subresource not in _READABLE:
+    if not impacts.dry_run_possible(info) or info.subresource not in READABLE:
         return "a dry run of it is not known to be one"
     if Impact.REVEAL in operation.impacts and operation.media_type in _ORACLES:
         return "a dry run of such a patch tells what the Secret holds"
@@ -130,7 +130,7 @@ def plan(operation: Operation, names: frozenset[str]) -> Plan:
             values["oldObject"] = None
         elif info.verb == "deletecollection" or not info.name:
             troubles["oldObject"] = "it is about a whole collection"
-        elif info.subresource not in _READABLE:
+        elif info.subresource not in READABLE:
             troubles["oldObject"] = "this subresource cannot be read"
         else:
             live = True
@@ -150,7 +150,12 @@ def revealed(operation: Operation, objects: Objects) -> Operation:
     content = objects.values.get("object")
     if content is None or operation.info.subresource not in ("", "ephemeralcontainers"):
         return operation
-    return replace(operation, uses=uses.of_object(operation.info.api_group, operation.info.resource, content))
+    info = operation.info
+    used = uses.of_object(info.api_group, info.resource, content, exists=True)
+    if used is not None and uses.NODE_NAME in operation.uses.host:
+        # The patch says so itself: of a pod that an apply creates, the result does not tell who chose.
+        used = replace(used, host=used.host | {uses.NODE_NAME})
+    return replace(operation, uses=used)
 
 
 def live_target(target: str) -> str:

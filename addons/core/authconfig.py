@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 from cryptography import x509
 
-from addons.core import cel
+from addons.core import approvals, cel
 
 API_VERSIONS = ("apiserver.config.k8s.io/v1", "apiserver.config.k8s.io/v1beta1")
 KIND = "AuthenticationConfiguration"
@@ -30,6 +30,9 @@ MAX_ISSUERS = 64  # as the API server
 # gateway only, and the ServiceAccount itself needs no rights.
 CLUSTER_PREFIX = "tollgate:"
 CLUSTER_AUDIENCE = "tollgate"
+# What tokens of the cluster may be for: ordinary use, or decisions on approvals as well. Whoever holds
+# only the first kind can read everything he may read, and decide nothing.
+CLUSTER_AUDIENCES = (CLUSTER_AUDIENCE, approvals.AUDIENCE)
 SYSTEM_PREFIX = "system:"
 
 CLAIMS = {"claims": "map(string,dyn)"}
@@ -111,7 +114,7 @@ class AuthConfig:
         object.__setattr__(self, "by_url", MappingProxyType({issuer.url: issuer for issuer in self.issuers}))
 
 
-def cluster_default(issuer: str, audiences: Sequence[str] = (CLUSTER_AUDIENCE,)) -> Issuer:
+def cluster_default(issuer: str, audiences: Sequence[str] = CLUSTER_AUDIENCES) -> Issuer:
     """The cluster's own ServiceAccount issuer, whose URL the API server tells."""
     return Issuer(
         url=issuer,
@@ -120,6 +123,11 @@ def cluster_default(issuer: str, audiences: Sequence[str] = (CLUSTER_AUDIENCE,))
         cluster=True,
         constant_prefix=CLUSTER_PREFIX,
     )
+
+
+def without_approvers(config: AuthConfig) -> tuple[str, ...]:
+    """The issuers none of whose tokens can decide an approval, because the audience for that is not listed."""
+    return tuple(issuer.url for issuer in config.issuers if approvals.AUDIENCE not in issuer.audiences)
 
 
 def load(text: str) -> AuthConfig:

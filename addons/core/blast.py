@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from addons.core import commands, impacts
+from addons.core import commands, impacts, resources
 from addons.core.commands import Commands, Listed, Object, Place
 from addons.core.model import NOTHING, Impact, Operation, Reach, RequestInfo
 
@@ -62,6 +62,7 @@ class Item:
     controller: str = ""  # kind of the owner that controls it
     applied: bool = False  # it carries what `kubectl apply` left: prune may take it
     leaving: bool = False  # it is being deleted already
+    uid: str = ""
 
     @property
     def target(self) -> Object:
@@ -76,6 +77,7 @@ class Found:
     counts: Mapping[str, int] = NOTHING  # beside the items: what was only counted, by full resource
     complete: bool = True
     live: Any = None  # the object; None: it is not there
+    uncounted: frozenset[str] = frozenset()  # full resources that could not be counted; `*`: who knows which
 
 
 class Why(enum.Enum):
@@ -125,6 +127,8 @@ def changes(operation: Operation) -> bool:
 def look(memory: Commands, username: str, user_agent: str, operation: Operation, now: float) -> Look:
     """Remember a change and say what must be known of it."""
     info = operation.info
+    if info.api_group == resources.OWN_GROUP:
+        return NOTHING_TO_SAY  # the gateway serves it itself: nothing of the cluster, and nobody to ask
     if info.verb == "deletecollection":
         selectors = {"label_selector": info.label_selector, "field_selector": info.field_selector}
         return Look(questions=(Question(Why.COLLECTION, _ask(What.LIST, info, name="", **selectors)),))
@@ -419,6 +423,9 @@ def _reach_of(objects: Sequence[Object], *, exact: bool) -> Reach:
 _FEW = {Why.FAN_OUT: 1, Why.ZERO_ALL: ZEROED}  # that many are no mass delete
 
 
+_FANS = frozenset({Why.FAN_OUT, Why.DRAIN, Why.PRUNE})  # one command goes through exactly these objects
+
+
 def _fan_out(question: Question, place: Place, found: Found | None, *, in_run: bool) -> Reach | None:
     """What a LIST says that the rest of the command will take; None when that is but one object."""
     ask, why, invocation = question.ask, question.why, place.invocation
@@ -441,6 +448,9 @@ def _fan_out(question: Question, place: Place, found: Found | None, *, in_run: b
     if why in _FEW and len(everything) + more <= _FEW[why] and found.complete:
         return None
     reach = _reach_of(everything, exact=exact)
+    if why in _FANS:
+        uids = {item.target: item.uid for item in items}
+        reach = replace(reach, objects=tuple((*target, uids[target]) for target in objects if uids.get(target)))
     if more:
         reach = replace(reach, counts={**reach.counts, full: reach.counts.get(full, 0) + more})
     return reach

@@ -52,6 +52,9 @@ def identify(token: str, claims: Mapping[str, Any], issuer: Issuer, own: Collect
         credential_id=credential,
         issued_at=_issued_at(claims),
         expiry=float(claims["exp"]),
+        audiences=tokens.audiences(claims.get("aud"), issuer.audiences),
+        auth_time=_auth_time(claims),
+        claims=MappingProxyType(dict(claims)),
     )
     _claim_rules(values, issuer)
     _user_rules(identity, issuer)
@@ -72,10 +75,15 @@ def identify_reviewed(
     status = review.get("status") if isinstance(review, dict) else None
     if not isinstance(status, dict) or status.get("authenticated") is not True:
         raise TokenError("review", "the API server does not authenticate it")
-    audiences = status.get("audiences")
+    confirmed = status.get("audiences")
     # An authenticator that knows no audiences answers without any: the token would be one
     # for the API server itself (authentication.k8s.io/v1 TokenReviewStatus.audiences).
-    if not isinstance(audiences, list) or not issuer.audiences & {a for a in audiences if isinstance(a, str)}:
+    if not isinstance(confirmed, list):
+        raise TokenError("review", "the API server does not confirm the audience")
+    # Of several, only what the token says and the API server confirms: with an ordinary token and an
+    # answer that names whatever it was asked about, nobody becomes an approver.
+    audiences = tokens.audiences(claims.get("aud"), issuer.audiences & {a for a in confirmed if isinstance(a, str)})
+    if not audiences:
         raise TokenError("review", "the API server does not confirm the audience")
     user = status.get("user")
     if not isinstance(user, dict):
@@ -112,6 +120,9 @@ def identify_reviewed(
         credential_id=tokens.credential_id(token, claims),
         issued_at=_issued_at(claims),
         expiry=float(claims["exp"]),
+        audiences=audiences,
+        auth_time=_auth_time(claims),
+        claims=MappingProxyType(dict(claims)),
     )
     _user_rules(identity, issuer)
     check_names(identity, issuer, own)
@@ -256,3 +267,18 @@ def _user_rules(identity: Identity, issuer: Issuer) -> None:
 def _issued_at(claims: Mapping[str, Any]) -> float:
     issued = claims.get("iat")
     return float(issued) if isinstance(issued, int | float) else 0.0
+
+
+def _auth_time(claims: Mapping[str, Any]) -> float:
+    """
+    When the person last logged in (OpenID Connect Core, 2), else when the token was issued.
+
+    A refresh token makes new ones with a fresh `iat` for weeks, so `iat` never stands in for an
+    `auth_time` that is there and cannot be read: 0.0, a login so old that it decides nothing.
+    """
+    if "auth_time" not in claims:
+        return _issued_at(claims)
+    try:
+        return tokens.instant(claims, "auth_time") or 0.0
+    except TokenError:
+        return 0.0

@@ -195,7 +195,7 @@ def _uses(info: RequestInfo, patch: str, content: Any) -> Uses | None:
         return NO_USES  # status, scale, eviction, resize: the template stays as it is
     if patch:
         return uses.of_patch(group, resource, patch, content)
-    return uses.of_object(group, resource, content)
+    return uses.of_object(group, resource, content, exists=info.verb == "update")
 
 
 def _is_dry_run(info: RequestInfo, query: canonical.Pairs, read: bodies.Body, has_body: bool) -> bool:

@@ -8,9 +8,9 @@ conjunction of its fields, so what is said here is what happens there (a propert
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from addons.core import admission
+from addons.core import admission, policy
 from addons.core.matching import Glob, Kind, Match, ResourcePattern
-from addons.core.model import Action, Identity, Impact, Operation
+from addons.core.model import Action, Approval, Identity, Impact, Operation
 from addons.core.policy import PolicySet, Rule
 
 _ORDER = ("agents", "users", "user_groups", "verbs", "resources", "non_resource_urls", "impacts", "namespaces",
@@ -45,6 +45,43 @@ def explain(
     return sorted(found, key=lambda line: (-line.rule.action, line.rule.full_name))
 
 
+_DEFAULT = Approval()
+
+
+def approval_words(approval: Approval) -> list[str]:
+    """Who must say yes, and on what terms, as far as these are not the usual ones. One line each."""
+    names = [*(f"group {name}" for name in approval.groups), *(f"user {name}" for name in approval.users)]
+    lines = [
+        f"approved by {approval.needed} of {' or '.join(names)}, who logged in at most {_span(approval.max_token_age)}"
+        f" before; waits {_span(approval.wait)}, valid {_span(approval.valid)}"
+    ]
+    terms = (
+        (approval.claims, f"the approver's claims: {approval.claims}"),
+        (approval.owner, f"by somebody who acts for another owner: {approval.owner}"),
+        (approval.require_reason, "a decision says why"),
+        (
+            approval.max_pending != _DEFAULT.max_pending,
+            f"at most {approval.max_pending} open questions of one requester",
+        ),
+        (approval.cooldown != _DEFAULT.cooldown, f"after a no, not asked again for {_span(approval.cooldown)}"),
+        (approval.drift, f"a namespace may grow by {approval.drift} objects before it is deleted"),
+        (approval.retry, "undecided is 429, and clients try again"),
+        (
+            approval.grant_for,
+            f"a yes opens the rule for {_span(approval.grant_for)}, "
+            + ("everywhere" if approval.grant_scope == "rule" else "in the namespace"),
+        ),
+    )
+    return lines + [" ".join(said.split()) for holds, said in terms if holds]
+
+
+def _span(seconds: int) -> str:
+    """`25s`, `15m`, `1h30m`, as a policy writes it."""
+    hours, rest = divmod(seconds, 3600)
+    parts = ((hours, "h"), (rest // 60, "m"), (rest % 60, "s"))
+    return "".join(f"{number}{unit}" for number, unit in parts if number) or "0s"
+
+
 def _one(
     policies: PolicySet,
     rule: Rule,
@@ -62,6 +99,8 @@ def _one(
         value = None if asks and name == "uses" else getattr(rule.match, name)
         if value is not None and not _field(policies, rule, Match(**{name: value}), identity, operation, kind):
             return False, f"{_WORDS.get(name, name)}: {_said(name, value, operation, identity, kind, rule)}"
+    if policy.never_holds(rule.action, kind):
+        return False, "approvals themselves are never held"
     if rule.needs & {"object", "oldObject"} and not admission.has_object(operation):
         return False, "looks at an object, and this request changes none"
     if asks:

@@ -6,11 +6,15 @@ file could claim an identity or a verdict. A copied, loaded or replayed flow has
 and a flow that runs again is told to forget them by the guard.
 """
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from addons.core.model import Identity, Operation, Verdict
 from addons.core.status import Refusal
+
+if TYPE_CHECKING:
+    from addons.core.policy import PolicySet
 
 
 class NotAuthenticated(Exception):
@@ -32,19 +36,29 @@ class Facts:
     __slots__ = (
         "answer",
         "answer_refusal",
+        "answer_released",
         "answered_by",
+        "approval",
         "audit_id",
         "credential",
+        "frame",
+        "head_released",
+        "held_for",
+        "identify_again",
         "identity",
+        "judge_again",
         "judged",
         "last_words",
         "operation",
         "passed",
+        "policies",
         "refusal",
         "released",
         "sealed",
+        "served_here",
         "started",
         "verdict",
+        "whole",
     )
 
     def __init__(self) -> None:
@@ -55,17 +69,30 @@ class Facts:
         self.identity: Identity | None = None
         self.operation: Operation | None = None
         self.verdict = Verdict()
+        # A held request waits; before it goes on, both questions are asked again. Set by authenticate
+        # and block, each about this very request.
+        self.identify_again: Callable[[], Awaitable[Identity]] | None = None
+        self.judge_again: Callable[[], Verdict] | None = None
+        self.policies: Callable[[], PolicySet] | None = None  # those of the moment it is called
+        self.held_for = ""  # name of the approval that a client waits for
+        self.approval = ""  # name of the approval or grant that let a held request pass
+        self.served_here: tuple[str, int] | None = None  # address of a server in this process, instead of upstream's
+        self.whole = False  # an addon needs the answer's whole body: it is not streamed
         self.passed: set[tuple[str, str]] = set()
         self.released = False  # the guard's last word: this flow may go upstream
         # Authorization for the API server, put on the wire only, never into the flow.
         self.credential = ""
-        self.answer: Any = None  # the upstream's response (or frame) while the guard withholds it
+        self.answer: Any = None  # the upstream's response, or (raw message, its content), while the guard withholds it
         self.answer_refusal: Refusal | None = None  # in place of an answer that must not get out
+        # The guard's last word again: the answer may begin to stream; it may go on as a whole, or end.
+        self.head_released = False
+        self.answer_released = False
         # What the last addon of the stack left to be sent; a change after it (an operator's edit in
         # mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
         self.sealed: Any = None
         # One frame at a time: which addons have judged the one that is being handled.
         self.judged: set[str] = set()
+        self.frame: Any = None  # the one that may go on: the guard's last word
         self.last_words = b""  # the one frame of our own that ends a WebSocket
 
     def need_identity(self) -> Identity:

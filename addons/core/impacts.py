@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from addons.core import resources
 from addons.core.model import Impact, RequestInfo
 
 Impacts = frozenset[Impact]
@@ -92,6 +93,7 @@ _ESCALATING_SUBRESOURCES = frozenset(
         ("", "pods", "binding"),
         ("", "serviceaccounts", "token"),
         ("", "namespaces", "finalize"),
+        ("", "services", "status"),  # its load balancer's addresses, as externalIPs below
         ("certificates.k8s.io", "certificatesigningrequests", "approval"),
         ("certificates.k8s.io", "certificatesigningrequests", "status"),
         ("certificates.k8s.io", "podcertificaterequests", "status"),
@@ -131,6 +133,10 @@ def of_resource(info: RequestInfo, own_namespace: str) -> Impacts:
     if review is not None and info.verb == "create" and not info.subresource:
         return review
     found = _BY_VERB.get(info.verb, _EXECUTE)
+    if info.api_group == resources.OWN_GROUP and info.verb == "delete":
+        # It cancels a question or ends a grant: nothing of the cluster goes, and a loop over them is
+        # no mass delete.
+        found = _BY_VERB["update"]
     writes = info.verb not in _READS
     if info.resource == "secrets" and not info.api_group:
         # A write too: its answer holds the whole Secret, dry run or not.
@@ -178,6 +184,10 @@ def _plain_for(group: str) -> frozenset[str]:
 
 def is_own(info: RequestInfo, name: str, own_namespace: str) -> bool:
     """Whether a request may reach the gateway's own objects."""
+    if info.api_group == resources.OWN_GROUP:
+        # Records that the gateway keeps for its callers, whatever they name them. Who decides one is
+        # said by core.approvals for each.
+        return False
     if info.namespace and info.resource != "namespaces":
         return info.namespace == own_namespace
     if info.verb == "deletecollection":
@@ -202,6 +212,9 @@ def of_body(info: RequestInfo, name: str, patch: str, content: Any, own_namespac
         found.add(Impact.ESCALATE)
     elif key == ("", "pods") and touches(patch, content, ("spec", "ephemeralContainers")):
         found.add(Impact.EXECUTE)
+    elif key == ("", "services") and puts(patch, content, EXTERNAL_IPS, is_something):
+        # Traffic of the whole cluster to that address goes to this Service (CVE-2020-8554).
+        found.add(Impact.ESCALATE)
     return frozenset(found)
 
 
@@ -331,6 +344,7 @@ def _cuts_off(spec: Any) -> bool:
 
 
 type Test = Callable[[Any], bool]
+EXTERNAL_IPS: Path = ("spec", "externalIPs")
 FINALIZERS: Path = ("metadata", "finalizers")
 OWNERS: Path = ("metadata", "ownerReferences")
 LABELS: Path = ("metadata", "labels")
@@ -420,6 +434,11 @@ def puts(patch: str, content: Any, path: Path, test: Test) -> bool:
     found = value_at(content, path, directives=patch == "strategic")
     if found is ABSENT:
         return False
+    if found is None and patch == "strategic":
+        # `$patch: replace` takes away what is there, and puts the rest of the map in its place.
+        there = value_at(content, path)
+        if there is not ABSENT and there is not None and test(there):
+            return True
     if patch == "strategic" and path == FINALIZERS and isinstance(found, list):
         return False  # its list is merged in: it only adds
     # `null` in a patch takes the field away; in an object it is nothing.

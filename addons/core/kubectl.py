@@ -22,7 +22,7 @@ CLUSTER_WIDE = frozenset(
         *("prioritylevelconfigurations", "storageversions", "ingressclasses", "ipaddresses", "servicecidrs"),
         *("runtimeclasses", "clusterrolebindings", "clusterroles", "deviceclasses", "devicetaintrules"),
         *("resourceslices", "priorityclasses", "csidrivers", "csinodes", "storageclasses", "volumeattachments"),
-        *("volumeattributesclasses", "storageversionmigrations"),
+        *("volumeattributesclasses", "storageversionmigrations", *resources.BUILT_IN[resources.OWN_GROUP]),
     }
 )
 _SHORT = {
@@ -32,9 +32,9 @@ _SHORT = {
     "pdb": "poddisruptionbudgets", "po": "pods", "pv": "persistentvolumes", "pvc": "persistentvolumeclaims",
     "quota": "resourcequotas", "rc": "replicationcontrollers", "rs": "replicasets", "sa": "serviceaccounts",
     "sc": "storageclasses", "sts": "statefulsets", "svc": "services", "crd": "customresourcedefinitions",
-    "csr": "certificatesigningrequests",
+    "csr": "certificatesigningrequests", "apr": "approvals",
 }  # fmt: skip
-_VERSIONS = {"autoscaling": "v2"}
+_VERSIONS = {"autoscaling": "v2", resources.OWN_GROUP: "v1alpha1"}
 _MERGE = "application/merge-patch+json"
 _STRATEGIC = "application/strategic-merge-patch+json"
 _APPLY = "application/apply-patch+yaml"

@@ -14,7 +14,7 @@ from addons.core.model import Action
 from addons.core.yamltree import Node
 
 if TYPE_CHECKING:
-    from addons.core.policyfile import Reader
+    from addons.core.policyfields import Fields
 
 MASK_FIELDS = ("name", "match", "fields", "mask", "except", "writes")
 MASK_WORDS = (Mask.ALWAYS.value, Mask.NEVER.value, Mask.APPROVED.value)
@@ -22,7 +22,7 @@ MASK_WORDS = (Mask.ALWAYS.value, Mask.NEVER.value, Mask.APPROVED.value)
 VARIABLES = {"identity": "map(string,dyn)"}
 
 
-def rules(reader: "Reader", node: Node, policy_name: str, lines: dict[str, int]) -> list[MaskRule]:
+def rules(reader: "Fields", node: Node, policy_name: str, lines: dict[str, int]) -> list[MaskRule]:
     """`lines` is where each name is, of rules, budgets and mask rules together."""
     if node.kind != "list" or not node.items:
         reader.problem(node, "mask", "is empty" if node.kind == "list" else f"is {node.word}, not a list")
@@ -41,7 +41,7 @@ def rules(reader: "Reader", node: Node, policy_name: str, lines: dict[str, int])
     return found
 
 
-def _rule(reader: "Reader", node: Node, path: str, policy_name: str) -> MaskRule:
+def _rule(reader: "Fields", node: Node, path: str, policy_name: str) -> MaskRule:
     got = reader.fields(node, path, MASK_FIELDS, ("name", "match"))
     name = reader.name(got.get("name"), f"{path}.name")
     word = reader.one_of(got["mask"], f"{path}.mask", MASK_WORDS) if "mask" in got else None
@@ -79,7 +79,7 @@ def _rule(reader: "Reader", node: Node, path: str, policy_name: str) -> MaskRule
     )
 
 
-def _fields(reader: "Reader", node: Node, path: str) -> tuple[FieldPath, ...]:
+def _fields(reader: "Fields", node: Node, path: str) -> tuple[FieldPath, ...]:
     def check(word: str) -> str:
         try:
             maskfields.parse(word)

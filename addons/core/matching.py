@@ -319,7 +319,11 @@ class Match:
             name = name_of(operation)
             if name and not names.matches(name):
                 return False
-        if namespaces is not None:
+        if namespaces is not None and not namespaces.any:
+            if operation.info.api_group == resources.OWN_GROUP:
+                # Approvals are about a namespace, not in one: a rule on some must not stop people
+                # from deciding, nor agents from asking.
+                return False
             namespace = name_of(operation) if _is_namespace(operation) else operation.info.namespace
             if namespace and not namespaces.matches(namespace):
                 return False

@@ -28,6 +28,10 @@ class Identity:
     credential_id: str = ""  # `jti`, or a hash of the token where it has none
     issued_at: float = 0.0  # seconds since the epoch
     expiry: float = 0.0  # seconds since the epoch; the identity ends here, streams too
+    audiences: tuple[str, ...] = ()  # of the token, those that are configured here: what it was issued for
+    auth_time: float = 0.0  # seconds since the epoch; when the person last logged in (`auth_time`, else `iat`)
+    # The verified claims, for conditions that ask for more than the mappings keep (`amr`).
+    claims: Mapping[str, Any] = field(default_factory=lambda: NOTHING, repr=False, compare=False)
 
 
 # What the API server calls a request without credentials (k8s.io/apiserver, user.Anonymous).
@@ -85,7 +89,7 @@ class Uses:
     service_accounts: frozenset[str] = frozenset()
     secrets: frozenset[str] = frozenset()
     config_maps: frozenset[str] = frozenset()
-    host: frozenset[str] = frozenset()  # "hostNetwork", "hostPath", "privileged", ...
+    host: frozenset[str] = frozenset()  # "hostNetwork", "hostPath", "privileged", "nodeName", ...
     token: bool = False  # an API token is mounted (not switched off, or projected)
     unknown: bool = False  # not all of it can be read here (a patch, an opaque body)
 
@@ -100,6 +104,9 @@ class Reach:
     counts: Mapping[str, int] = NOTHING  # by full resource: {"pods": 14, "persistentvolumeclaims": 2}
     names: tuple[str, ...] = ()  # the first few, as `shop/web-1`
     exact: bool = True  # False: at least that many; not all could be counted
+
+    # What a fan-out of single deletes works through: (group, resource, namespace, name, uid) of each.
+    objects: tuple[tuple[str, str, str, str, str], ...] = field(default=(), repr=False)
 
     @property
     def total(self) -> int:
@@ -155,7 +162,17 @@ class Approval:
     users: tuple[str, ...] = ()
     needed: int = 1  # different people
     wait: int = 25  # seconds the request is held open; real clients give up after 30 (mcp: kubectl apply)
-    valid: int = 900  # seconds from the yes to its use
+    valid: int = 900  # seconds from the yes to its use; and how long a question stays open
+    max_token_age: int = 900  # seconds since the approver logged in
+    claims: str = ""  # CEL over the approver's `identity` and `claims`; "" asks for nothing more
+    owner: str = ""  # CEL over `identity`: for whom it acts. An approver of the same owner is no second person
+    require_reason: bool = False
+    max_pending: int = 5  # open questions of one requester; one more is refused without asking
+    cooldown: int = 900  # seconds after a no in which the same request is refused without asking
+    drift: int = 0  # objects by which a namespace may grow between the yes and its deletion; volumes never
+    retry: bool = False  # an undecided request gets 429 and Retry-After: clients of client-go then poll
+    grant_for: int = 0  # seconds that a yes opens the rule for this requester; 0: for this request only
+    grant_scope: str = "namespace"  # of such a grant: "namespace" or "rule" (everywhere)
 
 
 @dataclass(frozen=True, slots=True)

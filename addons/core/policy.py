@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from addons.core import admission, blast, budgets, cel, maskpolicy, matching, status
+from addons.core import admission, blast, budgets, cel, maskpolicy, matching, resources, status
 from addons.core.admission import NeedsObjects, Objects
 from addons.core.budgets import Budget, Charge, Charges
 from addons.core.maskpolicy import MaskLevel, MaskRule
@@ -109,6 +109,17 @@ class Rule:
         return self.when_needs | self.unless_needs
 
 
+@dataclass(frozen=True, slots=True)
+class Auditors:
+    """Who sees all approvals, not only his own and those he may decide. It lets them do nothing else."""
+
+    groups: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
+
+
+NO_AUDITORS = Auditors()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
     """One document: its rules, and who are people."""
@@ -118,6 +129,7 @@ class Policy:
     observe: bool = False  # decides nothing, its verdict is recorded only
     people: cel.Program | None = None
     budgets: tuple[Budget, ...] = ()
+    auditors: Auditors = NO_AUDITORS
     masks: tuple[MaskRule, ...] = ()
 
 
@@ -141,6 +153,11 @@ class PolicySet:
         # people are people in its own eyes only.
         self._people = tuple(p.people for p in enforced if p.people)
         self._more_people = tuple(p.people for p in self.policies if p.observe and p.people)
+        # Likewise: whom it wants to see everything, sees nothing more by that.
+        self.auditors = Auditors(
+            tuple(dict.fromkeys(group for p in enforced for group in p.auditors.groups)),
+            tuple(dict.fromkeys(user for p in enforced for user in p.auditors.users)),
+        )
         # Keyed by id and kept with the object, since an Identity has no hash (its extra is a map).
         self._askers: dict[int, tuple[Identity, _Asker, _Asker]] = {}
 
@@ -152,7 +169,9 @@ class PolicySet:
         found = {rule.full_name: rule.digest for policy in self.policies for rule in policy.rules}
         found |= {budget.full_name: budget.digest for budget in self.budgets}
         found |= {rule.full_name: rule.digest for rule in self._record_masks}
-        return found | {p.name: f"{p.observe} {p.people.source if p.people else ''}" for p in self.policies}
+        return found | {
+            p.name: f"{p.observe} {p.people.source if p.people else ''} {p.auditors}" for p in self.policies
+        }
 
     def evaluate(self, identity: Identity, operation: Operation, objects: Objects | None = None) -> Verdict:
         """
@@ -240,6 +259,10 @@ class PolicySet:
     def is_agent(self, identity: Identity) -> bool:
         """Everybody is an agent whom no `people` clause of an enforced policy matches."""
         return self._asker(identity)[0].agent
+
+    def is_auditor(self, identity: Identity) -> bool:
+        """Whether an enforced policy says that this identity sees all approvals."""
+        return identity.username in self.auditors.users or not set(self.auditors.groups).isdisjoint(identity.groups)
 
     def _asker(self, identity: Identity) -> tuple["_Asker", "_Asker"]:
         known = self._askers.get(id(identity))
@@ -405,7 +428,13 @@ class _Index:
             rule
             for rule in rules
             if (rule.match.covers_kind(kind) if rule.action is Action.ALLOW else rule.match.reaches_kind(kind))
+            and not never_holds(rule.action, kind)
         )
+
+
+def never_holds(action: Action, kind: Kind) -> bool:
+    """What the gateway serves itself is how people decide: to hold that would be to ask whether they may be asked."""
+    return action is Action.HOLD and kind.subject[0] == resources.OWN_GROUP
 
 
 def _kind_key(operation: Operation) -> tuple[Any, ...]:
@@ -618,6 +647,19 @@ def let_pass(verdict: Verdict) -> Verdict:
     """The verdict while all policies only observe (`--observe`): allow, with the real one to be recorded."""
     real = replace(verdict, observed=())
     return Verdict(Action.ALLOW, revision=verdict.revision, message="observed only", observed=(real, *verdict.observed))
+
+
+def stays_open(was: Verdict, now: Verdict) -> bool:
+    """
+    Whether a stream that was let through by one verdict goes on under a later one.
+
+    One that was held and let through has its approval, which counts for the same rules' hold and
+    for no other's.
+    """
+    if now.action is Action.HOLD and was.action is Action.HOLD:
+        approved = {(hold.policy, hold.rule) for hold in was.holds}
+        return bool(now.holds) and all((hold.policy, hold.rule) in approved for hold in now.holds)
+    return now.action is Action.ALLOW
 
 
 def refusal(verdict: Verdict, identity: Identity, operation: Operation) -> status.Refusal:

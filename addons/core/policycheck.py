@@ -19,18 +19,6 @@ MAX_RULES = 1000
 
 _READING = frozenset({"get", "list", "watch"})
 _COLLECTIONS = frozenset({"deletecollection"})
-_SUBRESOURCES: dict[tuple[str, str], tuple[str, ...]] = {
-    ("", "pods"): (
-        *("attach", "binding", "ephemeralcontainers", "eviction", "exec", "log", "portforward", "proxy", "resize"),
-        "status",
-    ),
-    ("", "services"): ("proxy", "status"),
-    ("", "nodes"): ("proxy", "status"),
-    ("", "namespaces"): ("finalize", "status"),
-    ("", "serviceaccounts"): ("token",),
-    ("certificates.k8s.io", "certificatesigningrequests"): ("approval", "status"),
-}
-_SCALED = frozenset({"deployments", "replicasets", "statefulsets", "replicationcontrollers"})
 
 
 def warnings(policies: PolicySet) -> list[str]:
@@ -43,6 +31,17 @@ def warnings(policies: PolicySet) -> list[str]:
             if id(rule) not in said and (why := _beaten(rule, enforced) or _said_already(rule, rules)):
                 said[id(rule)] = why
     return [f"{rule.place}: rule {rule.full_name}: {said[id(rule)]}" for rule in rules if id(rule) in said]
+
+
+def nobody_approves(policies: PolicySet) -> str:
+    """Why all that is held stays held, or "". Not a mistake of one file: people are said in another, as a rule."""
+    holds = any(rule.action is Action.HOLD for policy in policies.policies for rule in policy.rules)
+    holds = holds or any(budget.over is Action.HOLD for budget in policies.budgets)
+    if holds and not any(policy.people for policy in policies.policies if not policy.observe):
+        return (
+            "no policy says who people are (`people:`), so everybody is an agent, and nobody can approve what is held"
+        )
+    return ""
 
 
 # Rules that can never match
@@ -90,7 +89,7 @@ def _foreign(pattern: ResourcePattern) -> bool:
     """Whether it names what is not built in: of that, nothing is known here."""
     path, slash, subresource = pattern.text.partition("/")
     _, dot, group = path.partition(".")
-    known = {"scale", "status"} | {name for names in _SUBRESOURCES.values() for name in names}
+    known = {"scale", "status"} | {name for names in resources.SUBRESOURCES.values() for name in names}
     return (dot != "" and group not in resources.BUILT_IN) or (slash != "" and subresource not in known)
 
 
@@ -99,8 +98,7 @@ def _subjects(patterns: tuple[ResourcePattern, ...] | None) -> Iterator[tuple[st
     for group, names in resources.BUILT_IN.items():
         for name in names:
             if not named or "" in named or name in named:
-                known = _SUBRESOURCES.get((group, name), ("status",))
-                for subresource in ("", *known, *(("scale",) if name in _SCALED else ())):
+                for subresource in ("", *resources.subresources(group, name)):
                     yield group, name, subresource
 
 

@@ -7,7 +7,7 @@ The loader says more (`./run.sh policy check`); what the schema refuses, it refu
 from collections.abc import Sequence
 from typing import Any
 
-from addons.core import budgets, maskfile, policyfile
+from addons.core import budgets, maskfile, policyfields, policyfile
 from addons.core.matching import VERBS
 from addons.core.model import Impact
 
@@ -35,6 +35,7 @@ def schema() -> Schema:
         "metadata": _object({"name": _NAME}, ["name"]),
         "mode": {"enum": ["enforce", "observe"], "description": "observe: it decides nothing, its verdict is logged"},
         "people": {**_TEXT, "description": "CEL over identity: who is not an agent"},
+        "auditors": {**_named(), "description": "who sees all approvals"},
         "rules": _list(_rule()),
         "budgets": _list(_budget()),
         "mask": _list(_mask()),
@@ -44,7 +45,7 @@ def schema() -> Schema:
         "title": "Tollgate policy",
         "description": "What an identity may do to the cluster, and what a human must agree to. See README.md.",
         **_object(_only(fields, policyfile.DOCUMENT_FIELDS), ["apiVersion", "kind", "metadata"]),
-        "anyOf": [{"required": [field]} for field in ("rules", "budgets", "mask", "people")],
+        "anyOf": [{"required": [field]} for field in ("rules", "budgets", "mask", "people", "auditors")],
     }
 
 
@@ -55,14 +56,23 @@ def _rule() -> Schema:
         "match": _match(),
         "when": {**_CEL, "description": f"the rule applies only if true. {_CEL['description']}"},
         "unless": {**_CEL, "description": f"the rule does not apply if true. {_CEL['description']}"},
-        "message": _message(policyfile.MAX_MESSAGE),
+        "message": _message(policyfields.MAX_MESSAGE),
         "approval": _approval(),
+        "grant": {
+            **_object(
+                _only(
+                    {"for": _DURATION, "scope": {"enum": list(policyfields.GRANT_SCOPES)}}, policyfields.GRANT_FIELDS
+                ),
+                ["for"],
+            ),
+            "description": "a yes opens the rule for the requester this long: in the namespace, or everywhere (rule)",
+        },
     }
     return {
         **_object(_only(fields, policyfile.RULE_FIELDS), ["name", "action", "match"]),
         "if": {"properties": {"action": {"const": "hold"}}, "required": ["action"]},
         "then": {"required": ["approval"]},
-        "else": {"properties": {"approval": False}},
+        "else": {"properties": {"approval": False, "grant": False}},
     }
 
 
@@ -78,7 +88,7 @@ def _budget() -> Schema:
         "over": {"enum": ["deny", "hold"], "description": "what happens over the limit (deny)"},
         "when": _CEL,
         "unless": _CEL,
-        "message": _message(policyfile.MAX_BUDGET_MESSAGE),
+        "message": _message(policyfields.MAX_BUDGET_MESSAGE),
         "approval": _approval(),
     }
     return {
@@ -122,10 +132,10 @@ def _match() -> Schema:
         "nonResourceURLs": words,
         "impacts": _list({"enum": [impact.word for impact in Impact]}, unique=True),
         "commands": {**words, "description": "what kubectl says it is: a claim, never in an allow rule"},
-        "uses": {**_object(dict.fromkeys(policyfile.USES_FIELDS, words), []), "minProperties": 1},
+        "uses": {**_object(dict.fromkeys(policyfields.USES_FIELDS, words), []), "minProperties": 1},
     }
     return {
-        **_object(_only(fields, policyfile.MATCH_FIELDS), []),
+        **_object(_only(fields, policyfields.MATCH_FIELDS), []),
         "minProperties": 1,
         "description": "every field given must match; lists are alternatives",
     }
@@ -137,11 +147,36 @@ def _approval() -> Schema:
         "users": _list(_TEXT, unique=True),
         "needed": {**_whole(1, 10), "description": "different people"},
         "wait": {**_DURATION, "description": "how long the request is held open (25s)"},
-        "valid": {**_DURATION, "description": "from the yes to its use (15m)"},
+        "valid": {**_DURATION, "description": "from the yes to its use, and how long it can be given (15m)"},
+        "maxTokenAge": {**_DURATION, "description": "since the approver logged in (15m, at most 24h)"},
+        "claims": {**_TEXT, "description": "CEL over the approver's identity and claims: a condition"},
+        "owner": {**_TEXT, "description": "CEL over identity, a text: for whom it acts; approvers act for others"},
+        "require": {
+            "anyOf": [
+                {"enum": list(policyfields.REQUIREMENTS)},
+                _list({"enum": list(policyfields.REQUIREMENTS)}, unique=True),
+            ],
+            "description": "reason: a decision says why",
+        },
+        "maxPending": {**_whole(1, policyfields.MAX_PENDING), "description": "open questions of one requester (5)"},
+        "cooldown": {**_DURATION, "description": "after a no, the same is not asked again for this long (15m)"},
+        "drift": {
+            **_whole(0, policyfields.MAX_DRIFT),
+            "description": "objects by which a namespace may grow between the yes and its deletion (0)",
+        },
+        "retry": {"type": "boolean", "description": "undecided is 429 with Retry-After: clients try again (false)"},
     }
     return {
-        **_object(_only(fields, policyfile.APPROVAL_FIELDS), []),
+        **_object(_only(fields, policyfields.APPROVAL_FIELDS), []),
         "anyOf": [{"required": ["groups"]}, {"required": ["users"]}],
+    }
+
+
+def _named() -> Schema:
+    names = _list(_TEXT, unique=True)
+    return {
+        **_object(_only({"groups": names, "users": names}, policyfields.PEOPLE_FIELDS), []),
+        "minProperties": 1,
     }
 
 

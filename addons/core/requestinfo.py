@@ -110,7 +110,7 @@ def _decodes(query: Pairs) -> bool:
     if labels and not is_label_selector(labels):
         return False
     fields = _first(query, "fieldSelector")
-    return not fields or _field_terms(fields) is not None
+    return not fields or field_terms(fields) is not None
 
 
 def _is_int64(text: str) -> bool:
@@ -121,14 +121,14 @@ def exact_name(field_selector: str) -> str:
     """The object that `metadata.name=…` limits a list to, or "" (fields/selector.go)."""
     if "metadata.name" not in field_selector:
         return ""
-    for field, operator, value in _field_terms(field_selector) or ():
+    for field, operator, value in field_terms(field_selector) or ():
         if field == "metadata.name" and operator != "!=":
             # The first in sorted order decides, also when it cannot be a name.
             return "" if value in (".", "..") or "/" in value or "%" in value else value
     return ""
 
 
-def _field_terms(selector: str) -> list[tuple[str, str, str]] | None:
+def field_terms(selector: str) -> list[tuple[str, str, str]] | None:
     """The terms of a field selector as (field, operator, value), sorted; None when it is invalid."""
     terms = []
     for term in sorted(_split_terms(selector)):
@@ -173,11 +173,12 @@ _SYMBOLS = frozenset({"!=", "==", "=", "!", "(", ")", ",", "<", ">"})
 
 
 def is_label_selector(selector: str) -> bool:
-    tokens = _label_tokens(selector)
+    tokens = label_tokens(selector)
     return tokens is not None and _requirements(tokens)
 
 
-def _label_tokens(selector: str) -> list[str] | None:
+def label_tokens(selector: str) -> list[str] | None:
+    """The tokens of a label selector, "" last; None when it has others. `is_label_selector` says whether they fit."""
     tokens, at, end = [], 0, len(selector.rstrip(" \t\r\n"))
     while at < end:
         found = _LABEL_TOKEN.match(selector, at)

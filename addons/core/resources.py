@@ -1,5 +1,5 @@
 """
-Kubernetes' own resources: which group they are in, and which of them a PUT may create.
+Kubernetes' own resources, and the gateway's: which group they are in, and which of them a PUT may create.
 
 Facts of Kubernetes 1.36 (its `api/discovery`, and `AllowCreateOnUpdate` in the strategies
 under `pkg/registry`). Policies use them to refuse a misspelled resource when they load:
@@ -8,6 +8,9 @@ a deny rule on `secretz` would never match, silently.
 
 from collections.abc import Mapping
 from types import MappingProxyType
+
+# The group that the gateway serves itself (approvals, grants); no request for it reaches the API server.
+OWN_GROUP = "tollgate.dev"
 
 BUILT_IN: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -50,9 +53,34 @@ BUILT_IN: Mapping[str, frozenset[str]] = MappingProxyType(
                 "csidrivers csinodes csistoragecapacities storageclasses volumeattachments volumeattributesclasses"
             ),
             "storagemigration.k8s.io": "storageversionmigrations",
+            OWN_GROUP: "accessrequests approvals grants",
         }.items()
     }
 )
+
+# Subresources, for those who must know them all: a word that is not here may be a misspelled one.
+SUBRESOURCES: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
+    {
+        ("", "pods"): (
+            *("attach", "binding", "ephemeralcontainers", "eviction", "exec", "log", "portforward", "proxy", "resize"),
+            "status",
+        ),
+        ("", "services"): ("proxy", "status"),
+        ("", "nodes"): ("proxy", "status"),
+        ("", "namespaces"): ("finalize", "status"),
+        ("", "serviceaccounts"): ("token",),
+        ("certificates.k8s.io", "certificatesigningrequests"): ("approval", "status"),
+        **{(OWN_GROUP, name): () for name in ("accessrequests", "approvals", "grants")},
+    }
+)
+_SCALED = frozenset({"deployments", "replicasets", "statefulsets", "replicationcontrollers"})
+
+
+def subresources(group: str, resource: str) -> tuple[str, ...]:
+    """Those of a built-in resource."""
+    known = SUBRESOURCES.get((group, resource), ("status",))
+    return (*known, "scale") if resource in _SCALED else known
+
 
 # A PUT on a name that does not exist creates it. Custom resources cannot be told from
 # aggregated APIs here, and those do as they like: every group that is not built in counts.

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # In the order of the way of a request. The guard is always first and not part of the choice.
-ORDER = ("authenticate", "classify", "block", "upstream")
+ORDER = ("authenticate", "classify", "block", "approve", "upstream")
 
 # The hooks that each addon stamps. An addon that does work in a hook stamps that hook:
 # mitmproxy logs an exception and goes on, and skips the same hook of every later script.
 STAMPS: Mapping[str, frozenset[str]] = {
-    "guard": frozenset({"requestheaders", "request"}),
-    "authenticate": frozenset({"requestheaders", "request"}),
+    "guard": frozenset({"requestheaders", "request", "responseheaders"}),
+    "authenticate": frozenset({"requestheaders", "request", "responseheaders"}),
     "classify": frozenset({"request"}),
-    "block": frozenset({"request"}),
+    "block": frozenset({"request", "responseheaders"}),
+    "approve": frozenset({"request", "responseheaders", "response"}),
     "upstream": frozenset({"request", "responseheaders", "response"}),
 }
 

@@ -15,8 +15,9 @@ from functools import lru_cache
 
 MAX_MESSAGE = 500  # characters; kubectl apply prints it after a dump, hosts cut the tail
 
-# metav1.StatusReason by code (k8s.io/apimachinery/pkg/apis/meta/v1/types.go). Not here: 409
-# and 429, which make clients try again (kubectl scale: for ever), so nobody refuses with them.
+# metav1.StatusReason by code (k8s.io/apimachinery/pkg/apis/meta/v1/types.go). Not here: 409, which
+# makes clients try again (kubectl scale: for ever), so nobody refuses with it. 429 only where a
+# rule says `retry: true`, since it makes them try again as well.
 REASONS = {
     400: "BadRequest",
     401: "Unauthorized",
@@ -25,6 +26,7 @@ REASONS = {
     405: "MethodNotAllowed",
     413: "RequestEntityTooLarge",
     415: "UnsupportedMediaType",
+    429: "TooManyRequests",
     500: "InternalError",
     502: "BadGateway",
     503: "ServiceUnavailable",
@@ -42,6 +44,7 @@ class Refusal:
     code: int
     cause: str  # e.g. "path-not-canonical"; sent as the header Tollgate-Reason, stable
     message: str
+    retry_after: int = 0  # seconds; sent as Retry-After, which makes clients of client-go try again by themselves
 
 
 class Refused(Exception):

@@ -145,15 +145,15 @@ def check_times(claims: Mapping[str, Any], now: float, max_lifetime: float = MAX
     `exp` without leeway, since an identity ends at its expiry and streams with it; `nbf`
     and `iat` with CLOCK_SKEW, for an issuer whose clock is ahead.
     """
-    expiry = _instant(claims, "exp")
+    expiry = instant(claims, "exp")
     if expiry is None:
         raise TokenError("lifetime", "exp is missing: no eternal token enters")
     if now >= expiry:
         raise TokenError("expired", f"{now - expiry:.0f} s ago")
-    not_before = _instant(claims, "nbf")
+    not_before = instant(claims, "nbf")
     if not_before is not None and not_before > now + CLOCK_SKEW:
         raise TokenError("not-yet", f"nbf is in {not_before - now:.0f} s")
-    issued = _instant(claims, "iat")
+    issued = instant(claims, "iat")
     # An iat in the future would make the lifetime look short.
     if issued is not None and issued > now + CLOCK_SKEW:
         raise TokenError("not-yet", f"iat is in {issued - now:.0f} s")
@@ -291,7 +291,7 @@ def _number(text: str) -> float:
     return value
 
 
-def _instant(claims: Mapping[str, Any], name: str) -> float | None:
+def instant(claims: Mapping[str, Any], name: str) -> float | None:
     """A NumericDate (RFC 7519, 2); TokenError for anything else than a number in this age."""
     value = claims.get(name)
     if value is None:
@@ -306,12 +306,21 @@ def _instant(claims: Mapping[str, Any], name: str) -> float | None:
 
 
 def _check_audience(claimed: Any, wanted: Iterable[str]) -> None:
-    """RFC 7519, 4.1.3: a string or a list of strings; one of ours must be in it (MatchAny)."""
+    """One of ours must be in it (MatchAny)."""
+    if not audiences(claimed, wanted):
+        raise TokenError("audience", f"{claimed!r} has none of {sorted(wanted)!r}"[:300])
+
+
+def audiences(claimed: Any, wanted: Iterable[str]) -> tuple[str, ...]:
+    """
+    Those of a token's `aud` that are ours, sorted: what it was issued for, as far as that counts here.
+
+    RFC 7519, 4.1.3: a string or a list of strings. Raises TokenError for anything else.
+    """
     claimed_list = [claimed] if isinstance(claimed, str) else claimed
     if not isinstance(claimed_list, list) or not all(isinstance(item, str) for item in claimed_list):
         raise TokenError("audience", "aud is missing or not strings")
-    if not set(claimed_list) & set(wanted):
-        raise TokenError("audience", f"{claimed_list!r} has none of {sorted(wanted)!r}"[:300])
+    return tuple(sorted(set(claimed_list) & set(wanted)))
 
 
 class Cache[T]:

@@ -18,6 +18,8 @@ from addons.core.model import NO_USES, Uses
 
 Path = tuple[str, ...]
 
+NODE_NAME = "nodeName"  # in Uses.host: it chooses its node itself, past the scheduler and the taints
+
 _TEMPLATE: Path = ("spec", "template", "spec")
 _JOB_TEMPLATE: Path = ("spec", "jobTemplate", "spec", "template", "spec")
 
@@ -50,6 +52,11 @@ _BASELINE_SYSCTLS = frozenset(
         *("net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"),
     }
 )
+# Pods of these priority classes push out others' anywhere (pkg/apis/scheduling: reserved for the system).
+_SYSTEM_PRIORITY = "system-"
+# A toleration of these taints is a place on the control plane.
+_NODE_ROLES = "node-role.kubernetes.io/"
+
 _BASELINE_SELINUX = frozenset({"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"})
 
 # Volume sources that name no Secret, ConfigMap or host path of their own. Others are read for
@@ -114,8 +121,12 @@ class _Found:
             self.unknown = True
 
 
-def of_object(group: str, resource: str, content: Any) -> Uses | None:
-    """What a whole object uses; None when its resource has no pod template."""
+def of_object(group: str, resource: str, content: Any, *, exists: bool = False) -> Uses | None:
+    """
+    What a whole object uses; None when its resource has no pod template.
+
+    exists: it is there already. Then a pod's node is the scheduler's choice, and cannot be changed.
+    """
     path = POD_SPECS.get((group, resource))
     if path is None:
         return None
@@ -127,6 +138,8 @@ def of_object(group: str, resource: str, content: Any) -> Uses | None:
         found.unknown = True  # the API server will refuse it, or default it; not ours to guess
         return found.uses()
     _pod_spec(found, spec)
+    if exists and (group, resource) == ("", "pods"):
+        found.host.discard(NODE_NAME)
     for where in _annotation_paths(path):
         _annotations(found, (group, resource), where, _below(content, where))
     # No name is the ServiceAccount `default` (plugin/pkg/admission/serviceaccount), with its token
@@ -265,12 +278,27 @@ def _pod_spec(found: _Found, spec: dict[str, Any]) -> None:
     for switch in ("hostNetwork", "hostPID", "hostIPC"):
         if spec.get(switch):
             found.host.add(switch)
+    _placement(found, spec)
     for volume in found.dicts(spec.get("volumes")):
         _volume(found, volume)
     _security(found, spec.get("securityContext"))
     for kind in _CONTAINERS:
         for container in found.dicts(spec.get(kind)):
             _container(found, container)
+
+
+def _placement(found: _Found, spec: dict[str, Any]) -> None:
+    """What puts it on a node that is not for it, or in the place of others."""
+    if spec.get(NODE_NAME):
+        found.host.add(NODE_NAME)
+    for toleration in found.dicts(spec.get("tolerations")):
+        key = toleration.get("key") or ""
+        # Without a key it tolerates every taint: the control plane's too, and a drain by one.
+        if not isinstance(key, str) or not key or key.startswith(_NODE_ROLES):
+            found.host.add("tolerations")
+    priority = spec.get("priorityClassName") or ""
+    if not isinstance(priority, str) or priority.startswith(_SYSTEM_PRIORITY):
+        found.host.add("priorityClassName")
 
 
 def _volume(found: _Found, volume: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import time
 
 from mitmproxy import http
 
-from addons.core import facts, limits, status
+from addons.core import admission, facts, limits, status
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,15 @@ def response(refusal: status.Refusal) -> http.Response:
     headers = {"Content-Type": "application/json", "Tollgate-Reason": refusal.cause}
     if refusal.code == 401:
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 names the scheme
+    if refusal.retry_after:
+        headers["Retry-After"] = str(refusal.retry_after)
     return http.Response.make(refusal.code, status.body(refusal), headers)
+
+
+def code(flow: http.HTTPFlow) -> int:
+    """The answer's, also while the guard withholds it: in `response` hooks, a placeholder stands in its place."""
+    withheld = facts.of(flow).answer
+    return (withheld if isinstance(withheld, http.Response) else flow.response).status_code
 
 
 def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
@@ -44,3 +52,16 @@ def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
             by,
             status.one_line(refusal.message),
         )
+
+
+def relay(flow: http.HTTPFlow, by: str, refusal: admission.ServerRefusal) -> None:
+    """
+    What the API server said to the preview, word for word: it is what the request would have got.
+
+    No headers of its answer: a Retry-After makes clients try again.
+    """
+    flow.response = http.Response.make(
+        refusal.code, refusal.body, {"Content-Type": "application/json", "Tollgate-Reason": "api-server"}
+    )
+    facts.of(flow).answered_by = by
+    logger.info("refused %s: %r by the API server, before it was sent", refusal.code, flow.request.method)

@@ -16,6 +16,7 @@ from mitmproxy.proxy import events, layer
 from mitmproxy.proxy.layers.http import (
     ErrorCode,
     HttpLayer,
+    HttpStream,
     RequestProtocolError,
     ResponseData,
     ResponseProtocolError,
@@ -36,6 +37,10 @@ class Cut(events.Event):
     def __init__(self, flow: http.HTTPFlow, refusal: status.Refusal) -> None:
         self.flow = flow
         self.refusal = refusal
+
+
+class _CutOff(ResponseProtocolError):
+    """Ours, not the API server's: it may arrive when the answer has just been sent."""
 
 
 def cut(flow: http.HTTPFlow, refusal: status.Refusal) -> None:
@@ -91,8 +96,7 @@ def _end(self: HttpLayer, event: Cut) -> layer.CommandGenerator[None]:
     if flow.response and flow.response.stream and (words := last_words(flow, event.refusal)):
         yield from self.event_to_child(self.connections[self.context.client], ResponseData(sid, words))
     sentence = Sentence(event.refusal)
-    error = ResponseProtocolError(sid, sentence, ErrorCode.GENERIC_SERVER_ERROR)
-    yield from self.event_to_child(stream, error)
+    yield from self.event_to_child(stream, _CutOff(sid, sentence, ErrorCode.GENERIC_SERVER_ERROR))
     upstream = self.connections.get(flow.server_conn)
     if upstream is not None:
         yield from self.event_to_child(upstream, RequestProtocolError(sid, sentence, ErrorCode.CANCEL))
@@ -106,3 +110,13 @@ def install() -> None:
         return _end(self, event) if isinstance(event, Cut) else original(self, event)
 
     HttpLayer._handle_event = handle_event
+
+    protocol_error: Any = HttpStream.handle_protocol_error
+
+    def handle_protocol_error(self: HttpStream, event: Any) -> layer.CommandGenerator[None]:
+        # While a hook of the stream runs, events wait. Over HTTP/1 the connection may be at its next
+        # request when this one's turn comes.
+        if not isinstance(event, _CutOff) or self.server_state not in (self.state_done, self.state_errored):
+            yield from protocol_error(self, event)
+
+    HttpStream.handle_protocol_error = handle_protocol_error

@@ -15,6 +15,7 @@ first hook, so they are noted here for the guard to compare.
 
 import copy
 import logging
+import weakref
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,7 @@ from mitmproxy.proxy.layers.http import (
     RequestData,
     RequestEndOfMessage,
     RequestHeaders,
+    RequestProtocolError,
     RequestTrailers,
 )
 
@@ -45,6 +47,22 @@ class Authority(NamedTuple):
 
 
 _sent: WeakKeyDictionary[http.Request, Authority] = WeakKeyDictionary()
+
+
+# The stream of each request, for `left`; its queue is the one place that knows of an HTTP/2 reset.
+_streams: WeakKeyDictionary[http.Request, "weakref.ref[HttpStream]"] = WeakKeyDictionary()
+
+
+def left(flow: http.HTTPFlow) -> bool:
+    """
+    Whether the client has gone while a hook holds its request: it closed the connection, or reset
+    the HTTP/2 stream, which mitmproxy puts in the queue behind the hook and tells nobody.
+    """
+    if not flow.client_conn.connected:
+        return True
+    reference = _streams.get(flow.request)
+    stream = reference() if reference is not None else None
+    return stream is not None and any(isinstance(e, RequestProtocolError) for e in stream._paused_event_queue)
 
 
 def authority(request: http.Request) -> Authority | None:
@@ -81,6 +99,7 @@ def install() -> None:
             elif isinstance(event, RequestHeaders) and event.replay_flow is None:
                 headers = event.request.headers
                 _sent[event.request] = Authority(event.request.authority, tuple(headers.get_all("host")))
+                _streams[event.request] = weakref.ref(child)
         yield from original(self, child, event)
 
     HttpLayer.event_to_child = event_to_child

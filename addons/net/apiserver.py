@@ -8,13 +8,14 @@ not (no TLS, no verification, basic auth, impersonation) is refused here by name
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import ssl
 import time
 import uuid
-from collections.abc import Mapping, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 REFRESH = 60.0  # seconds; the kubelet rotates a pod's token long before it expires, client-go re-reads each minute
 EXEC_TIMEOUT = 30.0  # seconds for a credential plugin, which may ask a cloud
+CONNECTING = 10.0  # seconds until a watch must be connected
 MAX_ANSWER = 16 * 1024 * 1024  # bytes of an answer to one of our own requests
 USER_AGENT = "tollgate/0.1"
 
@@ -69,6 +71,27 @@ class Answer:
             return json.loads(self.body)
         except ValueError as e:
             raise ApiServerError(f"the API server's answer is not JSON: {e}") from e
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """The answer to `ApiServer.follow`, while it comes."""
+
+    status: int
+    lines: AsyncGenerator[bytes]
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+    """Each line, without its end; the last one even when it has none."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            yield line
+        if len(rest) > MAX_ANSWER:
+            raise ApiServerError(f"a line of the API server's answer is over {MAX_ANSWER} bytes")
+    if rest:
+        yield rest
 
 
 def _in_pod() -> bool:
@@ -153,21 +176,34 @@ class ApiServer:
         return str(self._configuration.api_key.get("BearerToken", "")).strip()  # token files end in a newline
 
     @property
+    def has_credential(self) -> bool:
+        return bool(self._loaded_at)
+
+    @property
     def client_certificate(self) -> tuple[str, str] | None:
         """Paths of certificate and key, or None."""
         cert, key = self._configuration.cert_file, self._configuration.key_file
         return (cert, key) if cert and key else None
 
-    async def refresh(self) -> None:
+    def use_token(self, token: str) -> None:
+        """This token from now on, and nothing of the kubeconfig's user."""
+        self._loader = None
+        self._configuration.api_key = {"BearerToken": f"Bearer {token}"}
+        self._configuration.cert_file = self._configuration.key_file = None
+        self._loaded_at = time.monotonic()
+
+    async def refresh(self, seconds: float = EXEC_TIMEOUT) -> None:
         """Read the credential again: the token file, or the exec plugin when its token is about to expire."""
+        if self._loader is None:
+            return
         if self._refreshing is None:
             self._refreshing = asyncio.Lock()
         async with self._refreshing:
             try:
-                async with asyncio.timeout(EXEC_TIMEOUT):
+                async with asyncio.timeout(seconds):
                     await _load(self._loader, self._configuration)
             except TimeoutError as e:
-                raise ApiServerError(f"the credential plugin did not answer within {EXEC_TIMEOUT:.0f} s") from e
+                raise ApiServerError(f"the credential plugin did not answer within {seconds:.0f} s") from e
             except (ConfigException, OSError, RuntimeError, ValueError, KeyError) as e:
                 raise ApiServerError(f"the gateway's credential cannot be read: {e}") from e
             self._loaded_at = time.monotonic()
@@ -230,8 +266,57 @@ class ApiServer:
         `purpose` is one word, e.g. "tokenreview": it marks the request in User-Agent and
         Audit-ID, so that the API server's audit log tells ours from the callers'.
         """
-        if not self._loaded_at:
+        await self._need_credential()
+        try:
+            async with (
+                asyncio.timeout(timeout),
+                self._send(method, path, purpose, body, headers, identity, forward_extra) as response,
+            ):
+                content = await response.content.read(MAX_ANSWER + 1)
+                while len(content) <= MAX_ANSWER and (more := await response.content.read(MAX_ANSWER)):
+                    content += more
+                if len(content) > MAX_ANSWER:
+                    raise ApiServerError(f"the API server's answer is over {MAX_ANSWER} bytes")
+                return Answer(response.status, content)
+        except TimeoutError as e:
+            raise ApiServerError(f"the API server did not answer within {timeout:g} s") from e
+        except aiohttp.ClientError as e:
+            raise ApiServerError(f"the API server cannot be reached: {e}") from e
+
+    @contextlib.asynccontextmanager
+    async def follow(self, path: str, *, purpose: str, silence: float) -> AsyncIterator["Following"]:
+        """
+        GET an answer that goes on for as long as both like: a watch. As the gateway.
+
+        silence: seconds without a byte after which the connection counts as lost. Raises
+        ApiServerError, from the lines of the answer too.
+        """
+        await self._need_credential()
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECTING, sock_read=silence)
+        try:
+            async with self._send("GET", path, purpose, timeout=limits) as response:
+                yield Following(response.status, _lines(response))
+        except TimeoutError as e:
+            raise ApiServerError(f"the API server said nothing for {silence:g} s") from e
+        except aiohttp.ClientError as e:
+            raise ApiServerError(f"the API server cannot be reached: {e}") from e
+
+    async def _need_credential(self) -> None:
+        if not self.has_credential:
             await self.refresh()
+
+    @contextlib.asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        purpose: str,
+        body: object | None = None,
+        headers: Mapping[str, str] = NOTHING,
+        identity: Identity | None = None,
+        forward_extra: Set[str] = frozenset(),
+        timeout: aiohttp.ClientTimeout | None = None,  # noqa: ASYNC109 (aiohttp's own)
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         sent = {
             "Accept": "application/json, */*",  # the keys of the cluster's issuer have a media type of their own
             **headers,
@@ -251,28 +336,16 @@ class ApiServer:
             fields += [(name.decode(), value.decode()) for name, value in who]
         where = self.endpoint
         url = f"https://{_bracketed(where.host)}:{where.port}{where.path}{path}"
-        try:
-            async with (
-                asyncio.timeout(timeout),
-                self._client().request(
-                    method,
-                    yarl.URL(url, encoded=True),  # as it was asked for: `%2F` in a query stays what it is
-                    headers=fields,
-                    data=data,
-                    allow_redirects=False,  # a redirect would take the credential elsewhere
-                    server_hostname=where.server_name or None,
-                ) as response,
-            ):
-                content = await response.content.read(MAX_ANSWER + 1)
-                while len(content) <= MAX_ANSWER and (more := await response.content.read(MAX_ANSWER)):
-                    content += more
-                if len(content) > MAX_ANSWER:
-                    raise ApiServerError(f"the API server's answer is over {MAX_ANSWER} bytes")
-                return Answer(response.status, content)
-        except TimeoutError as e:
-            raise ApiServerError(f"the API server did not answer within {timeout:g} s") from e
-        except aiohttp.ClientError as e:
-            raise ApiServerError(f"the API server cannot be reached: {e}") from e
+        async with self._client().request(
+            method,
+            yarl.URL(url, encoded=True),  # as it was asked for: `%2F` in a query stays what it is
+            headers=fields,
+            data=data,
+            allow_redirects=False,  # a redirect would take the credential elsewhere
+            server_hostname=where.server_name or None,
+            timeout=timeout or aiohttp.ClientTimeout(total=None),
+        ) as response:
+            yield response
 
 
 def _is_ours(name: str) -> bool:

@@ -119,31 +119,31 @@ class Counter:
 
     async def _namespace(self, ask: Ask, seconds: float) -> Found:
         counts: dict[str, int] = {}
-        complete = True
+        uncounted = {"*"}  # until discovery has said which there are
 
         async def everything() -> None:
-            nonlocal complete
             pages = await asyncio.gather(self._get("/api", _DISCOVERY), self._get("/apis", _DISCOVERY))
             kinds = list(_kinds(pages))
             kinds.sort(key=lambda kind: _FIRST.index(kind[2]) if kind[2] in _FIRST else len(_FIRST))
-            if len(kinds) > KINDS or _is_stale(pages):
-                complete = False
+            uncounted.update(commands.full_resource(group, resource) for group, _, resource in kinds)
+            if not _is_stale(pages):
+                uncounted.discard("*")
             gate = asyncio.Semaphore(AT_ONCE)
 
             async def one(group: str, version: str, resource: str) -> None:
-                nonlocal complete
                 inside = Ask(What.LIST, group, version, resource, ask.namespace)
                 try:
                     async with gate:
                         body = await self._get(f"{_collection(inside)}?limit=1", _METADATA_LIST)
                 except (ApiServerError, Unknown):
-                    complete = False  # this kind only; the others still say how bad it is
-                    return
+                    return  # this kind only; the others still say how bad it is
                 count = len(body.get("items") or ())
                 rest = _mapping(body.get("metadata")).get("remainingItemCount")
                 count += rest if isinstance(rest, int) else 0
+                full = commands.full_resource(group, resource)
+                uncounted.discard(full)
                 if count:
-                    counts[commands.full_resource(group, resource)] = count
+                    counts[full] = count
 
             await asyncio.gather(*(one(*kind) for kind in kinds[:KINDS]))
 
@@ -153,8 +153,7 @@ class Counter:
         except TimeoutError:
             if not counts:
                 raise
-            complete = False
-        return Found(counts=counts, complete=complete)
+        return Found(counts=counts, complete=not uncounted, uncounted=frozenset(uncounted))
 
     async def _definition(self, ask: Ask) -> Found:
         crd = await self._get(_object(ask), {})
@@ -209,6 +208,7 @@ def _items(body: Mapping[str, Any], ask: Ask) -> Iterator[Item]:
             next((str(owner.get("kind")) for owner in owners if owner.get("controller") is True), ""),
             _LAST_APPLIED in _mapping(metadata.get("annotations")),
             bool(metadata.get("deletionTimestamp")),
+            str(metadata.get("uid") or ""),
         )
 
 

@@ -41,7 +41,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class _Had:
+class Had:
     """One answer: an object (None: it is not there), a refusal, or the reason why it is neither."""
 
     value: Any = field(default=None, repr=False)
@@ -63,7 +63,7 @@ class Fetcher:
     ) -> Objects | ServerRefusal:
         """What the policy needs, with the reason for each thing that is not there; or the client's answer."""
         plan = admission.plan(operation, needs.names)
-        tasks: dict[str, asyncio.Task[_Had]] = {}
+        tasks: dict[str, asyncio.Task[Had]] = {}
         if plan.preview:
             tasks["object"] = asyncio.create_task(self._preview(request))
         if plan.live:
@@ -73,10 +73,14 @@ class Fetcher:
         if tasks:
             # Not gather, not a timeout around it: a CancelledError would leave the hook, and the
             # flow would hang for ever.
-            await asyncio.wait(tasks.values(), timeout=seconds)
+            try:
+                await asyncio.wait(tasks.values(), timeout=seconds)
+            finally:
+                for task in tasks.values():
+                    task.cancel()  # of one that is done it does nothing
         values, troubles, created = dict(plan.values), dict(plan.troubles), None
         for name, task in tasks.items():
-            had = _result(task, seconds)
+            had = outcome(task, seconds)
             if had.refusal is not None and name in needs.binding:
                 logger.info("the API server refuses, asked for %s: %s", name, had.refusal.code)
                 return _without_secrets(had.refusal, operation)
@@ -91,27 +95,31 @@ class Fetcher:
             logger.info("%s could not be fetched: %s", name, why)
         return Objects(values, troubles, created)
 
-    async def _preview(self, request: Request) -> _Had:
+    async def get(self, target: str) -> Had:
+        """What is at this target now."""
+        return await self._ask("GET", target, "object")
+
+    async def _preview(self, request: Request) -> Had:
         # No Content-Type at all is JSON to the API server; a client library would name another.
         headers = {"Content-Type": request.content_type or "application/json"}
         target = admission.dry_run_target(request.target)
         return await self._ask(request.method, target, "preview", headers, request.body)
 
-    async def _live(self, request: Request, operation: Operation) -> _Had:
+    async def _live(self, request: Request, operation: Operation) -> Had:
         had = await self._ask("GET", admission.live_target(request.target), "object")
         if had.refusal is not None and had.refusal.code == 404 and matching.creates(operation):
-            return _Had(created=True)
-        return _Had(had.value, had.trouble, had.refusal, created=None if had.value is None else False)
+            return Had(created=True)
+        return Had(had.value, had.trouble, had.refusal, created=None if had.value is None else False)
 
-    async def _namespace(self, name: str) -> _Had:
+    async def _namespace(self, name: str) -> Had:
         had = await self._ask("GET", f"/api/v1/namespaces/{quote(name)}", "namespace")
         if had.refusal is not None and had.refusal.code == 404:
-            return _Had()
-        return _Had(had.value, had.trouble, had.refusal)
+            return Had()
+        return Had(had.value, had.trouble, had.refusal)
 
     async def _ask(
         self, method: str, target: str, purpose: str, headers: Mapping[str, str] = NOTHING, body: bytes | None = None
-    ) -> _Had:
+    ) -> Had:
         try:
             answer = await self._server.request(
                 method,
@@ -125,16 +133,16 @@ class Fetcher:
             )
         except ApiServerError as e:
             logger.warning("%s: %s", purpose, e)  # may name the server's address, which is not the client's to know
-            return _Had(trouble="the API server did not answer, or not in time")
+            return Had(trouble="the API server did not answer, or not in time")
         except status.Refused:
-            return _Had(trouble="your identity cannot be impersonated")
+            return Had(trouble="your identity cannot be impersonated")
         return read(answer)
 
 
-def read(answer: Answer) -> _Had:
+def read(answer: Answer) -> Had:
     """What an answer says: the object, or a refusal in the API server's own words, or neither."""
     if len(answer.body) > MAX_OBJECT:
-        return _Had(trouble=f"it has more than {MAX_OBJECT} bytes")
+        return Had(trouble=f"it has more than {MAX_OBJECT} bytes")
     try:
         content = json.loads(answer.body)
     except ValueError:
@@ -142,25 +150,25 @@ def read(answer: Answer) -> _Had:
     if isinstance(content, dict):
         is_status = content.get("kind") == "Status"
         if answer.status in (200, 201) and not is_status:
-            return _Had(content, created=answer.status == 201)
+            return Had(content, created=answer.status == 201)
         if is_status and 400 <= answer.status < 500 and answer.status not in _NOT_THEIRS:
             if _NO_DRY_RUN in str(content.get("message")):
-                return _Had(trouble="an admission webhook does not support dry runs")
-            return _Had(refusal=ServerRefusal(answer.status, answer.body))
-    return _Had(trouble=f"the API server answers {answer.status}")
+                return Had(trouble="an admission webhook does not support dry runs")
+            return Had(refusal=ServerRefusal(answer.status, answer.body))
+    return Had(trouble=f"the API server answers {answer.status}")
 
 
-def _result(task: "asyncio.Task[_Had]", seconds: float) -> _Had:
+def outcome(task: "asyncio.Task[Had]", seconds: float) -> Had:
     if not task.done():
         task.cancel()
-        return _Had(trouble=f"the API server did not answer within {seconds:g} s")
+        return Had(trouble=f"the API server did not answer within {seconds:g} s")
     if task.cancelled():
-        return _Had(trouble="the gateway is going down")
+        return Had(trouble="the gateway is going down")
     error = task.exception()
     if error is not None:
         # Whatever it was: not seen is not there. Without the traceback, which may show what was fetched.
         logger.error("fetching an object failed: %s", type(error).__name__)
-        return _Had(trouble="the gateway failed to fetch it")
+        return Had(trouble="the gateway failed to fetch it")
     return task.result()
 
 

@@ -19,6 +19,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +35,9 @@ MAX_BATCH = 256  # jobs in one transaction
 MAX_WAITING = 10_000  # jobs; a disk that hangs must not fill the memory
 PRUNE_EVERY = 60  # seconds between looks for charges that are over
 PRUNE_ROWS = 5_000  # at most so many in one transaction, so that nobody waits long for it
+TOMBSTONES = 600  # seconds that a removed object can still be heard of; the API server compacts after 300
+PAGE = 500  # objects in one answer of `since`, so that a long look keeps no write waiting
+MAX_DATA = 1024 * 1024  # bytes of one object; etcd, the other place for them, ends at 1.5 MiB
 
 # One script per schema version; PRAGMA user_version is how many have run. Never edit one, add one.
 MIGRATIONS = (
@@ -52,6 +56,19 @@ MIGRATIONS = (
     CREATE INDEX spent_until ON spent (until);
     CREATE INDEX spent_revision ON spent (revision);
     """,
+    """
+    ALTER TABLE store ADD COLUMN horizon INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE objects (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        revision INTEGER NOT NULL UNIQUE,
+        deleted INTEGER NOT NULL,
+        at INTEGER NOT NULL,
+        data BLOB NOT NULL CHECK (typeof(data) = 'blob'),
+        PRIMARY KEY (kind, name)
+    );
+    CREATE INDEX objects_deleted ON objects (revision) WHERE deleted;
+    """,
 )
 
 # File systems of other machines (Linux, /proc/self/mountinfo).
@@ -69,6 +86,67 @@ class StoreError(Exception):
     """The store cannot be used, or did not answer in time; one sentence that says what to do."""
 
 
+class Rejected(Exception):
+    """The store works, and the change does not fit what it holds. Nothing was changed."""
+
+
+class Exists(Rejected):
+    """An object of that name is there already."""
+
+
+class Conflict(Rejected):
+    """The object is no longer at the revision that the change was made from."""
+
+
+class Absent(Rejected):
+    """There is no object of that name, or no longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Make the object (`revision=0`: it must not be there), or change it from exactly this revision."""
+
+    kind: str
+    name: str
+    data: bytes
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove the object; with a revision only from exactly that one."""
+
+    kind: str
+    name: str
+    revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object as its last change left it; of a deleted one, as it was before."""
+
+    kind: str
+    name: str
+    revision: int  # of the store when it was changed; no two changes have the same
+    data: bytes
+    deleted: bool = False
+    at: float = 0.0  # seconds since the epoch, when it was changed
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """
+    What changed after a revision: each object once, as it is now, in the order of the last changes.
+
+    Whoever asks from before the horizon may miss objects that were removed, and lists again from 0.
+    """
+
+    objects: tuple[Stored, ...]
+    revision: int  # nothing up to here is missing
+    horizon: int
+    more: bool = False  # ask again from `revision`
+
+
 class Store(Protocol):
     """
     What every store does. All raise StoreError, within a second.
@@ -84,6 +162,17 @@ class Store(Protocol):
 
     async def revision(self) -> int:
         """Grows with every change of anything in the store, over all processes."""
+
+    async def apply(self, changes: Sequence[Put | Delete], now: float) -> tuple[int, ...]:
+        """
+        Make all the changes, or none; the revision of each. Raises Exists, Conflict, Absent as well.
+
+        Once it returns, they are kept for good. With a StoreError nothing is changed, or it is
+        taken back unless somebody has built on it meanwhile; only a crash leaves it in between.
+        """
+
+    async def since(self, revision: int) -> Changes:
+        """The objects that changed after this revision, in whatever process; 0 lists all. Cheap when none did."""
 
     def close(self) -> None:
         """Finish what was asked for, and let go."""
@@ -109,18 +198,24 @@ type Work[T] = Callable[[Transaction], T]
 
 
 class _Job:
-    """One piece of work, and who waits for it. `abandoned`: nobody does any more."""
+    """One piece of work, and who waits for it. `abandoned`: nobody does any more. `reads`: it changes nothing."""
 
-    __slots__ = ("abandoned", "error", "future", "loop", "result", "undo", "work")
+    __slots__ = ("abandoned", "error", "future", "loop", "reads", "result", "undo", "work")
 
-    def __init__(self, work: Work[Any], undo: Callable[[Any], Work[Any] | None] | None) -> None:
+    def __init__(self, work: Work[Any], undo: Callable[[Any], Work[Any] | None] | None, *, reads: bool = False) -> None:
         self.work = work
         self.undo = undo
+        self.reads = reads
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[None] = self.loop.create_future()
         self.abandoned = False
         self.result: Any = None
-        self.error: StoreError | None = None
+        self.error: StoreError | Rejected | None = None
+
+    @property
+    def pointless(self) -> bool:
+        """Its caller was refused before it began, and it is not one that must be done all the same."""
+        return self.abandoned and (self.reads or self.undo is not None)
 
 
 class SqliteStore:
@@ -131,7 +226,7 @@ class SqliteStore:
         self._name = str(path) if path else "the store in memory"
         self._db = _open(path)
         self._inode = _inode(path) if path else None
-        self._pruned = 0  # milliseconds since the epoch
+        self._pruned = self._buried = 0  # milliseconds since the epoch
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="tollgate store", daemon=True)
@@ -157,6 +252,25 @@ class SqliteStore:
     async def revision(self) -> int:
         return await self.write(lambda transaction: transaction.revision)
 
+    async def apply(self, changes: Sequence[Put | Delete], now: float) -> tuple[int, ...]:
+        moment = _milliseconds(now)
+        for change in changes:
+            if isinstance(change, Put) and len(change.data) > MAX_DATA:
+                raise StoreError(f"{change.name} is too large to be kept ({len(change.data)} bytes of {MAX_DATA})")
+
+        def work(transaction: Transaction) -> tuple[_Done, ...]:
+            self._bury(transaction, moment)
+            return tuple(_change(transaction, change, moment) for change in changes)
+
+        def undo(done: tuple[_Done, ...]) -> Work[None]:
+            return lambda transaction: _undo(transaction, done, moment)
+
+        return tuple(done.revision for done in await self.write(work, undo))
+
+    async def since(self, revision: int) -> Changes:
+        found: Changes = await self._ask(_Job(lambda transaction: _since(transaction, revision), None, reads=True))
+        return found
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
@@ -171,11 +285,14 @@ class SqliteStore:
 
         `undo` gives the work that takes back what was done when nobody waited for it any more.
         """
+        result: T = await self._ask(_Job(work, undo))
+        return result
+
+    async def _ask(self, job: _Job) -> Any:
         if self._closed:
             raise StoreError(f"{self._name} is closed")
         if self._jobs.qsize() >= MAX_WAITING:
             raise StoreError(f"{self._name} does not keep up")
-        job = _Job(work, undo)
         self._jobs.put(job)
         try:
             # Neither the timeout nor a cancellation of the caller reaches the job's future: a hook
@@ -187,8 +304,7 @@ class SqliteStore:
             raise StoreError(f"{self._name} did not answer within a second")
         if job.error is not None:
             raise job.error
-        result: T = job.result
-        return result
+        return job.result
 
     def _finish(self, job: _Job) -> None:
         """On the loop: so that `abandoned` is never set and read at the same time."""
@@ -208,25 +324,33 @@ class SqliteStore:
                     jobs.append(self._jobs.get_nowait())
             ended = None in jobs
             # What nobody waits for any more is not begun: its caller was refused.
-            work = [job for job in jobs if job is not None and not (job.abandoned and job.undo is not None)]
-            if work:
-                self._transact(work)
-            for job in work:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
-                    job.loop.call_soon_threadsafe(self._finish, job)
+            work = [job for job in jobs if job is not None and not job.pointless]
+            # Looks come after, see the changes made here, and wait for no other process.
+            for begin, some in (
+                ("BEGIN IMMEDIATE", [job for job in work if not job.reads]),
+                ("BEGIN", [job for job in work if job.reads]),
+            ):
+                if some:
+                    self._transact(some, begin)
+                for job in some:
+                    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+                        job.loop.call_soon_threadsafe(self._finish, job)
         self._db.close()
 
-    def _transact(self, jobs: Sequence[_Job]) -> None:
+    def _transact(self, jobs: Sequence[_Job], begin: str) -> None:
         """All of the jobs in one transaction. An error of the database fails all of them, none is half done."""
         db = self._db
         try:
             self._still_there()
-            db.execute("BEGIN IMMEDIATE")
+            db.execute(begin)
             (revision,) = db.execute("SELECT revision FROM store").fetchone()
             _check_version(self._name, db)  # a newer gateway may have changed the file meanwhile
             transaction = Transaction(db, revision)
             for job in jobs:
-                self._do(transaction, job)
+                if job.pointless:  # by now: another process held the file, or the jobs before took long
+                    job.error = StoreError(f"{self._name} came to it too late")
+                else:
+                    self._do(transaction, job)
             if transaction.changed:
                 db.execute("UPDATE store SET revision = ?", (transaction.revision,))
             db.execute("COMMIT")
@@ -248,7 +372,10 @@ class SqliteStore:
         except Exception as e:  # noqa: BLE001 -- whatever it is, this caller must be refused and the thread go on
             transaction.db.execute("ROLLBACK TO job")
             transaction.revision = before
-            job.error = StoreError(f"{self._name} could not do that ({type(e).__name__})")
+            if isinstance(e, Rejected):
+                job.error = e  # a sentence of ours, which the caller can act on
+            else:
+                job.error = StoreError(f"{self._name} could not do that ({type(e).__name__})")
         transaction.db.execute("RELEASE job")
 
     def _still_there(self) -> None:
@@ -264,6 +391,21 @@ class SqliteStore:
         ).rowcount
         if gone < PRUNE_ROWS:
             self._pruned = moment
+
+    def _bury(self, transaction: Transaction, moment: int) -> None:
+        """Forget removed objects after a while, oldest first; who has not heard of them by then lists again."""
+        if 0 <= moment - self._buried < PRUNE_EVERY * 1000:
+            return
+        self._buried = moment
+        old = (moment - TOMBSTONES * 1000,)
+        last, rows = transaction.db.execute(
+            "SELECT max(revision), count(*) FROM"
+            " (SELECT revision FROM objects WHERE deleted AND at <= ? ORDER BY revision LIMIT ?)",
+            (*old, PRUNE_ROWS),
+        ).fetchone()
+        if rows:
+            transaction.db.execute("DELETE FROM objects WHERE deleted AND at <= ? AND revision <= ?", (*old, last))
+            transaction.db.execute("UPDATE store SET horizon = max(horizon, ?)", (last,))
 
 
 def _milliseconds(seconds: float) -> int:
@@ -308,6 +450,98 @@ def _give_back(transaction: Transaction, reservation: str) -> None:
     gone = transaction.db.execute("DELETE FROM spent WHERE revision = ?", (int(reservation),)).rowcount
     if gone:
         transaction.next_revision()
+
+
+# ----- objects -----
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A change that was made, and the data from before; None when there was no object."""
+
+    kind: str
+    name: str
+    revision: int
+    before: bytes | None
+
+
+def _find(transaction: Transaction, kind: str, name: str) -> tuple[int, bytes] | None:
+    row: tuple[int, bytes] | None = transaction.db.execute(
+        "SELECT revision, data FROM objects WHERE kind = ? AND name = ? AND NOT deleted", (kind, name)
+    ).fetchone()
+    return row
+
+
+def _change(transaction: Transaction, change: Put | Delete, moment: int) -> _Done:
+    kind, name = change.kind, change.name
+    found = _find(transaction, kind, name)
+    if change.revision == 0 and isinstance(change, Put):
+        if found is not None:
+            raise Exists(f"{name} is there already")
+    elif found is None:
+        raise Absent(f"{name} is not there")
+    elif change.revision is not None and change.revision != found[0]:
+        raise Conflict(f"{name} was changed meanwhile")
+    before = found[1] if found else None
+    if isinstance(change, Put):
+        revision = _put(transaction, kind, name, change.data, moment)
+    else:
+        revision = _delete(transaction, kind, name, moment)
+    return _Done(kind, name, revision, before)
+
+
+def _put(transaction: Transaction, kind: str, name: str, data: bytes, moment: int) -> int:
+    revision = transaction.next_revision()
+    # In the place of a removed one of that name: its followers hear of the new one.
+    transaction.db.execute(
+        "INSERT INTO objects (kind, name, revision, deleted, at, data) VALUES (?, ?, ?, 0, ?, ?)"
+        " ON CONFLICT (kind, name) DO UPDATE"
+        " SET revision = excluded.revision, deleted = 0, at = excluded.at, data = excluded.data",
+        (kind, name, revision, moment, data),
+    )
+    return revision
+
+
+def _delete(transaction: Transaction, kind: str, name: str, moment: int) -> int:
+    revision = transaction.next_revision()
+    transaction.db.execute(
+        "UPDATE objects SET deleted = 1, revision = ?, at = ? WHERE kind = ? AND name = ?",
+        (revision, moment, kind, name),
+    )
+    return revision
+
+
+def _undo(transaction: Transaction, done: Sequence[_Done], moment: int) -> None:
+    """
+    Put everything back as it was, unless any of it has been changed again.
+
+    Sound, since whoever asked was told that it failed and has sent nothing: a use that is put
+    back was none. Where somebody has built on it (used what was approved), it stays: that is
+    the direction in which nothing is used twice.
+    """
+    for one in done:
+        # A revision belongs to one change only, so that this finds exactly ours.
+        if not transaction.db.execute("SELECT 1 FROM objects WHERE revision = ?", (one.revision,)).fetchone():
+            return
+    for one in done:
+        if one.before is None:
+            _delete(transaction, one.kind, one.name, moment)
+        else:
+            _put(transaction, one.kind, one.name, one.before, moment)
+
+
+def _since(transaction: Transaction, revision: int) -> Changes:
+    (horizon,) = transaction.db.execute("SELECT horizon FROM store").fetchone()
+    rows = transaction.db.execute(
+        "SELECT kind, name, revision, data, deleted, at FROM objects WHERE revision > ? ORDER BY revision LIMIT ?",
+        (revision, PAGE + 1),
+    ).fetchall()
+    more = len(rows) > PAGE
+    found = tuple(
+        Stored(kind, name, changed, data, bool(deleted), at / 1000)
+        for kind, name, changed, data, deleted, at in rows[:PAGE]
+    )
+    return Changes(found, found[-1].revision if more else transaction.revision, horizon, more)
 
 
 # ----- opening -----
@@ -451,7 +685,10 @@ def _code(error: BaseException) -> int:
 
 
 def _damaged(name: str) -> str:
-    return f"{name} is damaged; restore it, or move it and its -wal and -shm files away and all counts begin anew"
+    return (
+        f"{name} is damaged; restore it, or move it and its -wal and -shm files away: "
+        "then all counts begin anew and no approval is known any more"
+    )
 
 
 def _sentence(name: str, error: BaseException) -> str:

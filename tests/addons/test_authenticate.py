@@ -5,7 +5,7 @@ import json
 import logging
 
 import pytest
-from mitmproxy import http
+from mitmproxy import connection, http
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow
 
@@ -240,6 +240,24 @@ def test_an_upgrade_has_only_begun_with_its_response(addon, cuts):
     assert cuts == [(flow, "token-expired")]
 
 
+def test_an_upgrade_to_spdy_has_only_begun_though_the_guard_withholds_its_answer(addon, cuts):
+    flow = streaming(101)
+    addon.responseheaders(flow)
+    facts.of(flow).answer, flow.response = flow.response, http.Response.make(502)
+    addon.response(flow)
+    addon.sweep(NOW + 60)
+    assert cuts == [(flow, "token-expired")]
+
+
+def test_a_client_that_is_gone_is_forgotten(addon, cuts):
+    flow = streaming(101)
+    addon.responseheaders(flow)
+    flow.client_conn.state = connection.ConnectionState.CLOSED
+    addon.sweep(NOW)
+    assert not addon.open
+    assert not addon.tokens
+
+
 def test_an_answer_of_our_own_is_not_watched(addon, cuts):
     addon.responseheaders(streaming(released=False))
     addon.sweep(NOW + 60)
@@ -316,6 +334,23 @@ async def test_which_issuers(files, changes, listed, cluster):
         changes = {**changes, "tollgate_auth": str(files / changes["tollgate_auth"])}
     found = configured(files, **changes)
     assert (list(found.issuers), found.cluster_keys is not None, found.max_lifetime) == (listed, cluster, 86400)
+
+
+@pytest.mark.parametrize(
+    ("audiences", "said"),
+    [
+        pytest.param("[tollgate]", 1, id="approvers have no audience"),
+        pytest.param("[tollgate, tollgate-approver], audienceMatchPolicy: MatchAny", 0, id="they have"),
+    ],
+)
+async def test_an_issuer_without_approvers_is_named_once(files, caplog, audiences, said):
+    (files / "auth.yaml").write_text(AUTH.replace("[tollgate]", audiences))
+    addon = authenticate.Authenticate()
+    with caplog.at_level(logging.INFO), taddons.context(addon) as context:
+        options = {"tollgate_kubeconfig": str(files / "kubeconfig"), "tollgate_auth": str(files / "auth.yaml")}
+        context.configure(addon, **options)
+        context.configure(addon, **options)  # the same again
+    assert caplog.text.count("nobody from https://a.example can decide approvals") == said
 
 
 @pytest.mark.parametrize(

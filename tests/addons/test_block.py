@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from mitmproxy import http
+from mitmproxy import connection, http
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow
 
@@ -693,3 +693,228 @@ async def test_a_policy_that_others_can_write_is_not_reloaded(configured, file, 
     await configured.reload()
     assert configured.policy is old
     assert "every user can write it" in caplog.text
+
+
+# Open streams
+
+STREAMS = RULES + "- {name: streams, action: allow, match: {users: [agent], verbs: [watch, create]}}\n"
+NO_WATCH = STREAMS + "- {name: no-watch, action: deny, match: {verbs: [watch]}, message: Ask again later.}\n"
+
+
+@pytest.fixture
+def cuts(monkeypatch):
+    """What was cut, with which refusal."""
+    found = []
+    monkeypatch.setattr(block.cutting, "cut", lambda flow, refusal: found.append((flow, refusal)))
+    return found
+
+
+@pytest.fixture
+def streaming(configured, file, context):
+    file.write_text(STREAMS)
+    context.configure(configured, tollgate_policies=f"{file}{os.pathsep}")
+    return configured
+
+
+def opened(addon, op=None, user="agent", verdict=None):
+    """A stream that was let through; `verdict`: what it was let through by, when no rule allowed it at once."""
+    flow = flow_of(op or operation("watch"), user)
+    known = facts.of(flow)
+    addon.request(flow)
+    if verdict is None:
+        assert flow.response is None
+    else:
+        known.verdict, known.answered_by = verdict, ""
+    known.refusal, known.released = object(), True
+    flow.response = http.Response.make(200)
+    addon.responseheaders(flow)
+    assert (addon.name, "responseheaders") in known.passed
+    return flow
+
+
+async def reload(addon, file, text):
+    change(file, text)
+    await addon.reload()
+    await addon.end_refused()
+
+
+async def test_a_stream_that_the_new_policies_refuse_ends_with_the_rules_sentence(streaming, file, cuts, caplog):
+    flow, other = opened(streaming), opened(streaming, operation("list"))
+    await reload(streaming, file, NO_WATCH)
+    assert [(f, r.code, r.message) for f, r in cuts] == [(flow, 403, "rule p/no-watch denies this: Ask again later.")]
+    assert "a stream ends: deny 'watch pods web in namespace shop' for 'agent' by p/no-watch" in caplog.text
+    assert list(streaming.open) == [other]
+    await reload(streaming, file, STREAMS)
+    await reload(streaming, file, NO_WATCH)
+    assert len(cuts) == 1
+
+
+async def test_a_stream_that_no_rule_allows_any_more_ends(streaming, file, cuts):
+    flow = opened(streaming)
+    await reload(streaming, file, RULES)
+    assert [(f, r.cause) for f, r in cuts] == [(flow, "policy-no-match")]
+
+
+async def test_without_a_change_nothing_is_judged_again(streaming, cuts):
+    opened(streaming)
+    streaming.evaluate = None  # it would raise
+    await streaming.end_refused()
+    assert not cuts
+
+
+async def test_an_answer_that_begins_after_the_reload_is_judged_too(streaming, file, cuts):
+    flow = flow_of(operation("watch"))
+    streaming.request(flow)
+    change(file, NO_WATCH)
+    await streaming.reload()
+    facts.of(flow).refusal, facts.of(flow).released = object(), True
+    flow.response = http.Response.make(200)
+    streaming.responseheaders(flow)
+    await streaming.end_refused()
+    assert [f for f, _ in cuts] == [flow]
+
+
+async def test_the_watcher_cuts(streaming, file, cuts, monkeypatch):
+    monkeypatch.setattr(block, "POLL", 0.001)
+    opened(streaming)
+    streaming.running()
+    change(file, NO_WATCH)
+    async with asyncio.timeout(10):
+        while not cuts:
+            await asyncio.sleep(0)
+    streaming.done()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda addon, flow: addon.response(flow), id="response"),
+        pytest.param(lambda addon, flow: addon.error(flow), id="error"),
+        pytest.param(lambda addon, flow: addon.websocket_end(flow), id="end of a WebSocket"),
+    ],
+)
+async def test_what_has_ended_is_not_cut(streaming, file, cuts, end):
+    end(streaming, opened(streaming))
+    await reload(streaming, file, NO_WATCH)
+    assert not cuts
+
+
+@pytest.mark.parametrize("withheld", [False, True], ids=["WebSocket", "SPDY, which the guard withholds"])
+async def test_an_upgraded_exchange_has_only_begun(streaming, file, cuts, withheld):
+    flow = opened(streaming, operation("create", "pods/portforward"))
+    upgrade = http.Response.make(101)
+    flow.response, facts.of(flow).answer = (http.Response.make(502), upgrade) if withheld else (upgrade, None)
+    streaming.response(flow)
+    await reload(streaming, file, RULES)
+    assert [f for f, _ in cuts] == [flow]
+
+
+async def test_a_client_that_is_gone_is_forgotten(streaming, file, cuts):
+    flow = opened(streaming)
+    flow.client_conn.state = connection.ConnectionState.CLOSED
+    await reload(streaming, file, NO_WATCH)
+    assert not cuts
+    assert not streaming.open
+
+
+def test_what_was_refused_is_no_stream(streaming):
+    flow = flow_of(operation("delete"))
+    streaming.request(flow)
+    streaming.responseheaders(flow)
+    assert not streaming.open
+
+
+async def test_while_all_is_observed_nothing_is_cut_and_afterwards_it_is(context, streaming, file, cuts):
+    context.configure(streaming, tollgate_observe=True)
+    flow = opened(streaming)
+    await reload(streaming, file, NO_WATCH)
+    assert not cuts
+    context.configure(streaming, tollgate_observe=False)
+    await streaming.end_refused()
+    assert [f for f, _ in cuts] == [flow]
+
+
+ASK_MORE = "- {name: ask-all, action: hold, match: {resources: [pods/exec]}, approval: {groups: [lead]}}\n"
+NO_EXEC = "- {name: no-exec, action: deny, match: {resources: [pods/exec]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"),
+    [
+        pytest.param(STREAMS + "# no more\n", False, id="held by the same rule"),
+        pytest.param(STREAMS.replace("- {name: ask-for-exec", "# {"), False, id="allowed now"),
+        pytest.param(STREAMS + ASK_MORE, True, id="held by another rule as well"),
+        pytest.param(STREAMS + NO_EXEC, True, id="denied now"),
+    ],
+)
+async def test_what_was_held_and_approved(streaming, file, cuts, text, cut):
+    identity, op = Identity("agent"), operation("create", "pods/exec")
+    verdict = streaming.evaluate(identity, op)
+    assert verdict.action is Action.HOLD
+    flow = opened(streaming, op, verdict=verdict)
+    await reload(streaming, file, text)
+    assert [f for f, _ in cuts] == ([flow] if cut else [])
+
+
+async def test_one_that_cannot_be_judged_ends_and_the_others_are_judged(streaming, file, cuts, caplog):
+    first, second = opened(streaming), opened(streaming)
+    evaluate, broken = streaming.evaluate, iter([RuntimeError("odd")])
+
+    def odd(*args, **more):
+        for error in broken:
+            raise error
+        return evaluate(*args, **more)
+
+    streaming.evaluate = odd
+    await reload(streaming, file, NO_WATCH)
+    assert {f: r.cause for f, r in cuts} == {first: "not-judged-again", second: "policy-deny"}
+    assert "could not be judged again" in caplog.text
+
+
+async def test_many_streams_let_others_have_their_turn(streaming, file, cuts, monkeypatch):
+    monkeypatch.setattr(block, "AT_ONCE", 2)
+    flows = [opened(streaming) for _ in range(5)]
+    change(file, NO_WATCH)
+    await streaming.reload()
+    task = asyncio.create_task(streaming.end_refused())
+    await asyncio.sleep(0)
+    assert len(cuts) == 2
+    streaming.ended(flows[-1])
+    await task
+    assert [f for f, _ in cuts] == flows[:-1]
+
+
+NAMESPACES = (
+    STREAMS
+    + """
+- name: not-in-production
+  action: deny
+  match: {resources: [pods], verbs: [watch]}
+  when: namespaceObject.metadata.labels.env == 'production'
+"""
+)
+
+
+@pytest.mark.parametrize("env", ["test", "production"])
+async def test_rules_that_look_at_objects_see_what_they_saw_when_it_began(streaming, file, cuts, env):
+    namespace = Answer(200, json.dumps({"kind": "Namespace", "metadata": {"labels": {"env": "test"}}}).encode())
+    streaming.server = ApiServer(None, None)
+    streaming.server.answers["namespace"] = namespace
+    await reload(streaming, file, NAMESPACES)
+    flow = flow_of(operation("watch"))
+    await streaming.request(flow)
+    assert flow.response is None
+    facts.of(flow).refusal, facts.of(flow).released = object(), True
+    flow.response = http.Response.make(200)
+    streaming.responseheaders(flow)
+    asked = len(streaming.server.asked)
+    await reload(streaming, file, NAMESPACES.replace("'production'", f"'{'test' if env == 'production' else 'x'}'"))
+    assert [f for f, _ in cuts] == ([flow] if env == "production" else [])
+    assert len(streaming.server.asked) == asked
+
+
+async def test_what_was_not_looked_at_when_it_began_counts_as_what_cannot_be_fetched(streaming, file, cuts):
+    flow = opened(streaming)
+    await reload(streaming, file, NAMESPACES)
+    assert [(f, r.cause) for f, r in cuts] == [(flow, "policy-deny")]
+    assert "p/not-in-production" in cuts[0][1].message

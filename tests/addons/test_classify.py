@@ -19,8 +19,16 @@ def flow_of(method=b"GET", path=b"/api/v1/namespaces/x/pods", headers=(), conten
     return tflow.tflow(req=tutils.treq(method=method, path=path, headers=headers, content=content))
 
 
+def configured():
+    addon = classify.Classify()
+    with taddons.context(addon) as tctx:
+        tctx.configure(addon)
+    addon.server = None
+    return addon
+
+
 def run(flow):
-    classify.Classify().request(flow)
+    configured().request(flow)
     return facts.of(flow)
 
 
@@ -67,6 +75,13 @@ def test_first_answer_stands():
     assert flow.response is None
     assert known.operation is None
     assert not known.passed
+
+
+def test_not_configured_refuses():
+    addon, flow = classify.Classify(), flow_of()
+    addon.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "not-configured"
+    assert not facts.of(flow).passed
 
 
 def test_own_namespace():
@@ -145,7 +160,7 @@ async def send(addon, *flows):
 
 
 def addon_with(server):
-    addon = classify.Classify()
+    addon = configured()
     addon.server = server
     return addon
 
@@ -262,7 +277,7 @@ async def test_only_what_went_upstream_counts_in_a_run(refused_by, expected):
 )
 def test_most_requests_do_not_wait(method, path):
     flow = asked(method, path)
-    assert classify.Classify().request(flow) is None
+    assert configured().request(flow) is None
     assert facts.of(flow).passed == {STAMP}
 
 
@@ -274,7 +289,7 @@ def test_an_exec_says_what_it_runs():
 
 
 async def test_a_large_body_is_read_beside_the_loop():
-    addon, flow = classify.Classify(), tflow.tflow()
+    addon, flow = configured(), tflow.tflow()
     body = json.dumps({"metadata": {"name": "big"}, "data": {"a": "x" * classify.LARGE}}).encode()
     flow.request = http.Request.make(
         "POST", "https://x/api/v1/namespaces/a/configmaps", body, {"Content-Type": "application/json"}
@@ -287,7 +302,7 @@ async def test_a_large_body_is_read_beside_the_loop():
 
 
 async def test_a_large_body_that_cannot_be_read_is_refused():
-    addon, flow = classify.Classify(), tflow.tflow()
+    addon, flow = configured(), tflow.tflow()
     flow.request = http.Request.make("POST", "https://x/api/v1/namespaces/a/configmaps", b"{" * (classify.LARGE + 1))
     await addon.request(flow)
     assert flow.response.status_code == 400

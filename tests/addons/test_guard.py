@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from mitmproxy import addons, connection, ctx, http
+from mitmproxy import addons, connection, ctx, http, tcp
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 
@@ -215,6 +215,7 @@ def released(stacked, **response):
     pass_all(flow)
     last.request(flow)
     flow.response = http.Response.make(**{"status_code": 200, "content": b"secret", **response})
+    facts.of(flow).head_released = True
     return first, last, flow
 
 
@@ -237,6 +238,60 @@ def test_an_answer_that_one_did_not_judge_is_withheld(stacked, missing):
     assert b"secret" not in flow.response.content
 
 
+@pytest.mark.parametrize("missing", sorted(stack.FULL.responseheaders))
+def test_a_stream_begins_only_when_all_have_judged_its_head(stacked, monkeypatch, missing):
+    cuts = []
+    monkeypatch.setattr(guard.cutting, "cut", lambda flow, refusal: cuts.append(refusal))
+    for stamps, begins in ((stack.FULL.responseheaders, True), (stack.FULL.responseheaders - {missing}, False)):
+        _, last, flow = released(stacked)
+        facts.of(flow).head_released, facts.of(flow).passed = False, stamps
+        flow.response.stream = True
+        last.responseheaders(flow)
+        assert facts.of(flow).head_released is begins
+        assert flow.response.stream is begins
+    assert cuts == [guard.ANSWER_NOT_JUDGED]
+
+
+@pytest.mark.parametrize("missing", sorted(stack.FULL.response))
+def test_a_stream_ends_well_only_when_all_have_judged_its_end(stacked, missing):
+    for stamps, ends in ((stack.FULL.response, True), (stack.FULL.response - {missing}, False)):
+        _, last, flow = released(stacked)
+        facts.of(flow).passed |= stamps
+        flow.response.stream = True
+        last.response(flow)
+        assert facts.of(flow).answer_released is ends
+
+
+def test_a_stream_that_must_not_get_out_does_not_end_well(stacked):
+    _, last, flow = released(stacked)
+    known = facts.of(flow)
+    known.passed |= stack.FULL.response
+    flow.response.stream = True
+    known.answer_refusal = guard.REDIRECT  # said after it had begun
+    last.response(flow)
+    assert not known.answer_released
+
+
+def test_an_upgrade_that_is_refused_is_answered_not_cut(stacked, monkeypatch):
+    monkeypatch.setattr(guard.cutting, "cut", None)
+    _, last, flow = released(stacked, status_code=101)
+    last.responseheaders(flow)
+    last.response(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "answer-not-judged"
+    assert facts.of(flow).answer_released  # it is our own now
+
+
+@pytest.mark.parametrize("response", [{}, {"status_code": 101}], ids=["whole", "upgrade"])
+def test_an_answer_whose_head_the_last_word_did_not_see_is_withheld(stacked, response):
+    first, last, flow = released(stacked, **response)
+    facts.of(flow).head_released = False
+    facts.of(flow).passed |= stack.FULL.response
+    first.response(flow)
+    last.response(flow)
+    assert flow.response.status_code == 502
+    assert not facts.of(flow).answer_released
+
+
 def test_a_redirect_is_not_passed_on(stacked):
     first, last, flow = released(stacked, status_code=302, headers={"Location": "https://evil"})
     first.responseheaders(flow)
@@ -245,6 +300,12 @@ def test_a_redirect_is_not_passed_on(stacked):
     last.response(flow)
     assert flow.response.status_code == 502
     assert "evil" not in str(flow.response.headers)
+
+
+def test_a_head_that_the_guard_looked_at_is_stamped(stacked):
+    first, _, flow = released(stacked)
+    first.responseheaders(flow)
+    assert (first.name, "responseheaders") in facts.of(flow).passed
 
 
 def test_not_modified_is_no_redirect(stacked):
@@ -264,6 +325,7 @@ def test_a_frame_is_dropped_until_it_is_judged(stacked):
     facts.of(flow).judged |= stack.FULL.frame
     last.websocket_message(flow)
     assert not flow.websocket.messages[-1].dropped
+    assert facts.of(flow).frame is flow.websocket.messages[-1]
     assert len(flow.websocket.messages) == 1  # memory stays flat
 
 
@@ -299,6 +361,41 @@ def test_spdy_bytes_are_withheld_until_judged(stacked):
     facts.of(flow).judged |= stack.FULL.frame
     last.tcp_message(flow)
     assert flow.messages[-1].content == content
+    assert facts.of(flow).frame is flow.messages[-1]
+
+
+def test_raw_bytes_do_not_go_on_in_place_of_others(stacked, monkeypatch):
+    """LastWord's hook raised at one message, and the guard's at the next: nothing was withheld of that."""
+    monkeypatch.setattr(guard.cutting, "cut", lambda flow, refusal: None)
+    first, last = stacked
+    flow = tflow.ttcpflow()
+    first.upgraded[flow.client_conn.id] = a_flow()
+    first.tcp_start(flow)
+    first.tcp_message(flow)
+    facts.of(flow).judged |= stack.FULL.frame
+    flow.messages.append(tcp.TCPMessage(True, b"unjudged"))
+    last.tcp_message(flow)
+    assert flow.messages[-1].content == b""
+    assert facts.of(flow).frame is None
+
+
+def test_raw_bytes_without_a_judged_request_go_nowhere_though_nobody_must_judge_them(stacked):
+    first, last = stacked
+    first.stack = stack.build(["upstream"])
+    flow = tflow.ttcpflow()
+    first.tcp_message(flow)
+    last.tcp_message(flow)
+    assert flow.messages[-1].content == b""
+    assert facts.of(flow).frame is None
+
+
+def test_the_last_word_has_its_defaults_from_the_start(tmp_path):
+    # mitmproxy configures a script when it has loaded it, but not what a script adds.
+    with taddons.context(loadcore=False) as tctx:
+        tctx.master.addons.add(*addons.default_addons())
+        tctx.options.update(confdir=str(tmp_path), **SAFE)
+        tctx.master.addons.add(guard.Guard())
+        assert tctx.master.addons.get("tollgate_last_word").failed.rate == 1.0
 
 
 def test_only_the_api_server_is_connected_to(stacked):

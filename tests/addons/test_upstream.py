@@ -41,13 +41,13 @@ async def addon(kubeconfig):
         yield one, tctx
 
 
-def a_flow(upgrade="", **request):
+def a_flow(upgrade="", method=b"GET", **request):
     headers = http.Headers(
         ((b"Host", b"127.0.0.1:6443"), (b"Accept", b"application/json"), (b"X-Forwarded-For", b"6.6.6.6"),
          (b"Audit-ID", b"forged"), (b"Upgrade", b"websocket"))
     )  # fmt: skip
-    req = tutils.treq(scheme=b"https", host="127.0.0.1", port=6443, path=PATH.encode(), headers=headers, content=b"")
-    flow = tflow.tflow(req=req)
+    where = {"scheme": b"https", "host": "127.0.0.1", "port": 6443, "path": PATH.encode()}
+    flow = tflow.tflow(req=tutils.treq(method=method, headers=headers, content=b"", **where))
     known = facts.of(flow)
     known.identity = Identity("tollgate:jane", groups=("dev",))
     info = RequestInfo(verb="list", path=PATH, is_resource_request=True)
@@ -147,6 +147,31 @@ def test_answers(addon, code):
     one.responseheaders(flow)
     assert flow.response.stream is (code != 101)
     assert (facts.of(flow).answer_refusal is upstream.OWN_CREDENTIAL_REFUSED) is (code == 401)
+
+
+@pytest.mark.parametrize(
+    ("method", "alpn", "code", "length", "chunked"),
+    [
+        pytest.param(b"GET", b"http/1.1", 200, "5", True, id="a body"),
+        pytest.param(b"GET", None, 200, "5", True, id="no ALPN is HTTP/1.1"),
+        pytest.param(b"GET", b"h2", 200, "5", False, id="HTTP/2 has an end of its own"),
+        pytest.param(b"HEAD", b"http/1.1", 200, "5", False, id="HEAD"),
+        pytest.param(b"GET", b"http/1.1", 304, "5", False, id="not modified"),
+        pytest.param(b"GET", b"http/1.1", 200, "0", False, id="an empty body"),
+        pytest.param(b"GET", b"http/1.1", 101, "5", False, id="an upgrade"),
+    ],
+)
+def test_no_length_tells_the_end_of_a_streamed_body(addon, method, alpn, code, length, chunked):
+    one, _ = addon
+    flow = a_flow(method=method)
+    flow.client_conn.alpn = alpn
+    facts.of(flow).released = True
+    flow.response = http.Response.make(code)
+    flow.response.headers["content-length"] = length
+    one.responseheaders(flow)
+    headers = flow.response.headers
+    assert ("content-length" in headers) is not chunked
+    assert headers.get("transfer-encoding") == ("chunked" if chunked else None)
 
 
 async def test_a_path_prefix_of_the_hoster(kubeconfig, addon):

@@ -165,6 +165,24 @@ def test_a_patch_is_judged_by_what_it_leaves_behind():
         assert held.evaluate(AGENT, SET_IMAGE, Objects({"object": result})).action is action
 
 
+POD = "/api/v1/namespaces/shop/pods/web-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "host"),
+    [
+        pytest.param(IMAGE, STRATEGIC, frozenset(), id="the scheduler put it there"),
+        pytest.param(
+            {"spec": {"nodeName": "n1"}}, "application/apply-patch+yaml", {"nodeName"}, id="it says so itself"
+        ),
+    ],
+)
+def test_whose_choice_the_node_of_a_pod_is(body, media, host):
+    patched = request("PATCH", POD, {"spec": {"activeDeadlineSeconds": 5}, **body}, media)
+    shown = admission.revealed(patched, Objects({"object": {"spec": {"nodeName": "n1", "containers": []}}}))
+    assert (shown.uses.host, shown.uses.unknown) == (host, False)
+
+
 def test_what_cannot_be_seen_stays_hidden():
     verdict = policies(ALLOW, rule("hold", USES)).evaluate(AGENT, SET_IMAGE, Objects(troubles={"object": "too late"}))
     assert verdict.action is Action.HOLD

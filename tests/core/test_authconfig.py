@@ -73,8 +73,22 @@ jwt:
 
 def test_the_default_is_the_clusters_own_issuer():
     own = authconfig.cluster_default("https://kubernetes.default.svc")
-    assert (own.cluster, own.audiences, own.username.prefix) == (True, {"tollgate"}, "tollgate:")
+    assert (own.cluster, own.audiences, own.username.prefix) == (True, {"tollgate", "tollgate-approver"}, "tollgate:")
     assert own.discovery == "https://kubernetes.default.svc/.well-known/openid-configuration"
+
+
+def test_issuers_without_approvers():
+    both = {"url": "https://b.example", "audiences": ["tollgate", "tollgate-approver"]}
+    config = load(
+        text(
+            issuer(url="https://a.example"),
+            entry(
+                issuer={**both, "audienceMatchPolicy": "MatchAny"},
+                claimMappings={"username": {"claim": "sub", "prefix": "b:"}},
+            ),
+        )
+    )
+    assert authconfig.without_approvers(config) == ("https://a.example",)
 
 
 def test_an_empty_configuration_knows_no_issuer():

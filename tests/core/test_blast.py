@@ -151,6 +151,12 @@ def test_the_second_object_of_a_loop():
     assert client.whys == []
 
 
+def test_questions_taken_back_one_by_one_are_no_mass_delete():
+    client = Client()
+    sent = [client.send(op("DELETE", f"/apis/tollgate.dev/v1alpha1/approvals/apr-{n}")) for n in range(5)]
+    assert {operation.impacts for operation in sent} == {frozenset({Impact.WRITE})}
+
+
 def test_a_loop_without_a_list():
     client = Client()
     client.send(delete("a"))
@@ -590,6 +596,11 @@ def test_an_apply_that_makes_a_controller_adopts(replicas):
         pytest.param(op("PATCH", f"{APPS}/deployments/web/status", body={}, media=MERGE), id="status"),
         pytest.param(op("POST", f"{NS}/pods/a/exec?command=ls"), id="exec"),
         pytest.param(op("POST", f"{NS}/serviceaccounts/a/token", body={}), id="token"),
+        pytest.param(op("DELETE", "/apis/tollgate.dev/v1alpha1/approvals/apr-x"), id="a question taken back"),
+        pytest.param(
+            op("PUT", "/apis/tollgate.dev/v1alpha1/approvals/apr-x", body={"metadata": {"name": "apr-x"}}),
+            id="a decision",
+        ),
     ],
 )
 def test_nothing_is_asked_for(operation):

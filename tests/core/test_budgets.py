@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from addons.core import budgets, cel, policy, policyfile
+from addons.core import budgets, cel, policy, policyfields, policyfile
 from addons.core.budgets import Budget, Charge, Over
 from addons.core.matching import Glob, Match
 from addons.core.model import Action, Approval, Identity, Impact, Operation, Reach, RequestInfo
@@ -356,7 +356,7 @@ def test_the_longest_message_is_shown_whole(action):
         objects=True,
         per="namespace",
         over=action,
-        message="m" * policyfile.MAX_BUDGET_MESSAGE,
+        message="m" * policyfields.MAX_BUDGET_MESSAGE,
         approval=Approval(groups=("g" * 300,)),
     )
     one = over(long, weight=9_999, key="k" * 63, free_at=NOW + 86_400)

@@ -1,17 +1,19 @@
 """Claims to identities: the mapping as the API server does it, and the names that nobody may have."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from addons.core import authconfig, claims
+from addons.core import approvals, authconfig, claims
 from addons.core.authconfig import CLAIMS, USER, ClaimRule, Issuer, Source, UserRule, cluster_default
 from addons.core.cel import compile_expression
 from addons.core.model import Identity
 from addons.core.tokens import TokenError
 
 TOKEN = "a.b.c"
-GOOD = {"iss": "https://a.example", "sub": "alice", "iat": 1000, "exp": 2000, "jti": "j1"}
+GOOD = {"iss": "https://a.example", "aud": "tollgate", "sub": "alice", "iat": 1000, "exp": 2000, "jti": "j1"}
 OWN = frozenset({"system:serviceaccount:tollgate:gateway", "kubernetes-admin"})
 
 
@@ -52,7 +54,52 @@ def test_the_whole_identity():
         credential_id="j1",
         issued_at=1000.0,
         expiry=2000.0,
+        audiences=("tollgate",),
+        auth_time=1000.0,
     )
+    assert found.claims == {**GOOD, "groups": ["g1", "g2", "g1"], "oid": "u1", "team": "blue"}
+
+
+def test_claims_are_neither_shown_nor_changed():
+    found = identify({"secret": "canary"})
+    assert "canary" not in repr(found)
+    with pytest.raises(TypeError):
+        found.claims["secret"] = "x"
+
+
+APPROVER = approvals.AUDIENCE
+BOTH = frozenset({"tollgate", APPROVER})
+
+
+@pytest.mark.parametrize(
+    ("aud", "listed", "audiences"),
+    [
+        pytest.param("tollgate", BOTH, ("tollgate",), id="an ordinary token"),
+        pytest.param(APPROVER, BOTH, (APPROVER,), id="an approver's"),
+        pytest.param([APPROVER, "tollgate", "x"], BOTH, ("tollgate", APPROVER), id="both, and one that is not ours"),
+        pytest.param(["tollgate", APPROVER], {"tollgate"}, ("tollgate",), id="not listed for this issuer"),
+    ],
+)
+def test_audiences(aud, listed, audiences):
+    found = claims.identify(TOKEN, {**GOOD, "aud": aud}, replace(issuer(), audiences=frozenset(listed)), OWN)
+    assert found.audiences == audiences
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        pytest.param({}, 1000.0, id="none: the token's own age"),
+        pytest.param({"auth_time": 400.0}, 400.0, id="logged in before the token was made"),
+        pytest.param({"auth_time": None}, 0.0, id="null is no login"),
+        pytest.param({"auth_time": "400"}, 0.0, id="nor is a text"),
+        pytest.param({"auth_time": True}, 0.0, id="nor true"),
+        pytest.param({"auth_time": -1.0}, 0.0, id="nor a time before there was one"),
+        pytest.param({"auth_time": 1e300}, 0.0, id="nor after"),
+        pytest.param({"iat": ...}, 0.0, id="nothing says when"),
+    ],
+)
+def test_auth_time(changes, seconds):
+    assert identify(changes).auth_time == seconds
 
 
 @pytest.mark.parametrize(
@@ -264,9 +311,9 @@ REVIEW = {
 }
 
 
-def reviewed(status=None, user=None, sub=SUB, own=OWN):
+def reviewed(status=None, user=None, sub=SUB, own=OWN, aud="tollgate"):
     review = {"status": {**REVIEW["status"], "user": {**REVIEW["status"]["user"], **(user or {})}, **(status or {})}}
-    return claims.identify_reviewed(TOKEN, {**GOOD, "sub": sub}, OURS, review, own)
+    return claims.identify_reviewed(TOKEN, {**GOOD, "sub": sub, "aud": aud}, OURS, review, own)
 
 
 def test_the_clusters_own_identity_is_prefixed():
@@ -279,7 +326,35 @@ def test_the_clusters_own_identity_is_prefixed():
         credential_id="j1",
         issued_at=1000.0,
         expiry=2000.0,
+        audiences=("tollgate",),
+        auth_time=1000.0,
     )
+    assert reviewed().claims == {**GOOD, "sub": SUB}
+
+
+@pytest.mark.parametrize(
+    ("aud", "confirmed", "audiences"),
+    [
+        pytest.param([APPROVER], [APPROVER], (APPROVER,), id="an approver's"),
+        pytest.param([APPROVER, "tollgate"], ["tollgate", APPROVER], ("tollgate", APPROVER), id="both"),
+        pytest.param(["tollgate"], ["tollgate", APPROVER], ("tollgate",), id="more is confirmed than it says"),
+        pytest.param(["tollgate", APPROVER], ["tollgate"], ("tollgate",), id="less"),
+        pytest.param(["tollgate", "x"], ["tollgate", "x", 5], ("tollgate",), id="others are not ours"),
+        pytest.param(["tollgate"], [APPROVER], None, id="another one than it says"),
+        pytest.param(["https://kubernetes.default.svc"], [APPROVER], None, id="it is for the API server"),
+        pytest.param(None, ["tollgate"], None, id="it says none"),
+    ],
+)
+def test_audiences_of_a_review(aud, confirmed, audiences):
+    if audiences is None:
+        with pytest.raises(TokenError):
+            reviewed({"audiences": confirmed}, aud=aud)
+    else:
+        assert reviewed({"audiences": confirmed}, aud=aud).audiences == audiences
+
+
+def test_auth_time_of_a_review():
+    assert reviewed().auth_time == 1000.0
 
 
 def test_no_group_but_the_service_accounts_own_is_kept():

@@ -227,6 +227,12 @@ def test_uses_of_a_whole_object():
     assert of("PUT", f"{DEPLOYMENTS}/d", TEMPLATE).uses.unknown is False
 
 
+def test_only_a_new_pod_chooses_its_node():
+    pod = {"metadata": {"name": "p"}, "spec": {"nodeName": "n1", "containers": []}}
+    assert of("POST", f"{NS}/pods", pod).uses.host == {"nodeName"}
+    assert of("PUT", f"{NS}/pods/p", pod).uses.host == frozenset()
+
+
 def test_uses_of_patches():
     assert of("PATCH", f"{DEPLOYMENTS}/d", TEMPLATE, APPLY).uses.unknown is True
     assert of("PATCH", f"{DEPLOYMENTS}/d", {"spec": {"replicas": 1}}, MERGE).uses is NO_USES

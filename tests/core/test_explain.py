@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from addons.core import admission, explain, kubectl, matching, policyfile
 from addons.core.classify import classify
-from addons.core.model import Action, Identity
+from addons.core.model import Action, Approval, Identity
 from tests.core.test_admission import ALLOW, TEMPLATES, USES, policies, rule
 
 AGENT = Identity("ann", groups=("dev",))
@@ -97,6 +97,53 @@ PATCH = operation('patch deploy web -n shop -p {"spec":{"template":{"spec":{}}}}
 def test_why(made, op, matches, why):
     [line] = explain.explain(policies(made), AGENT, op)
     assert (line.matches, line.why) == (matches, why)
+
+
+@pytest.mark.parametrize(
+    ("approval", "said"),
+    [
+        pytest.param(
+            Approval(groups=("a", "b"), users=("c",), needed=2, wait=0, valid=5400),
+            ["approved by 2 of group a or group b or user c, who logged in at most 15m before; waits 0s, valid 1h30m"],
+            id="the usual terms",
+        ),
+        pytest.param(
+            Approval(
+                users=("c",),
+                max_token_age=61,
+                claims='"mfa" in\n claims.amr',
+                owner="identity.uid",
+                require_reason=True,
+                max_pending=1,
+                cooldown=0,
+                drift=3,
+                retry=True,
+                grant_for=1800,
+                grant_scope="rule",
+            ),
+            [
+                "approved by 1 of user c, who logged in at most 1m1s before; waits 25s, valid 15m",
+                'the approver\'s claims: "mfa" in claims.amr',
+                "by somebody who acts for another owner: identity.uid",
+                "a decision says why",
+                "at most 1 open questions of one requester",
+                "after a no, not asked again for 0s",
+                "a namespace may grow by 3 objects before it is deleted",
+                "undecided is 429, and clients try again",
+                "a yes opens the rule for 30m, everywhere",
+            ],
+            id="all others",
+        ),
+    ],
+)
+def test_approval_words(approval, said):
+    assert explain.approval_words(approval) == said
+
+
+def test_approvals_themselves_are_never_held():
+    patch = operation("patch approval apr-x -p {}")
+    [line] = explain.explain(policies(rule("hold", {"impacts": ["write"]})), AGENT, patch)
+    assert (line.matches, line.why) == (False, "approvals themselves are never held")
 
 
 def test_every_field_is_explained():

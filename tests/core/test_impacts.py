@@ -175,6 +175,23 @@ def of(method, url, own="tollgate"):
             id="a cluster-wide collection may hold own ones",
         ),
         pytest.param("PATCH", "/api/v1/namespaces/x/configmaps/tollgate", "write", id="a namespaced namesake"),
+        # Approvals, which the gateway serves itself
+        *(
+            pytest.param(method, f"/apis/tollgate.dev/v1alpha1/{rest}", expected, id=f"{method} {rest}")
+            for method, rest, expected in (
+                ("GET", "approvals", "read"),
+                ("GET", "approvals/apr-x", "read"),
+                ("GET", "grants?watch=1&fieldSelector=metadata.name%3Dgrt-x", "read"),
+                ("POST", "accessrequests", "write"),
+                ("PATCH", "approvals/apr-x", "write"),
+                ("PUT", "accessrequests/tollgate-x", "write"),
+                ("DELETE", "accessrequests/tollgate-x", "write"),
+                ("DELETE", "grants", "delete mass-delete"),
+                ("PATCH", "approvals/apr-x/approve", "write execute"),
+            )
+        ),
+        pytest.param("DELETE", "/apis/example.com/v1/approvals/apr-x", "delete", id="approvals of somebody else"),
+        pytest.param("PATCH", f"{NS}/services/s/status", "write escalate", id="a load balancer's address"),
     ],
 )
 def test_impacts(method, url, expected):
@@ -185,6 +202,10 @@ def test_own_namespace_is_what_it_is_told():
     assert "escalate" in of("PATCH", "/api/v1/namespaces/gate/configmaps/c", own="gate")
     assert "escalate" in of("PATCH", "/api/v1/namespaces/gate", own="gate")
     assert "escalate" not in of("PATCH", "/api/v1/namespaces/tollgate/configmaps/c", own="gate")
+
+
+def put_at(pointer, value=None):
+    return [{"op": "add", "path": pointer, "value": value}]
 
 
 def by_body(method, url, patch, content, name=""):
@@ -291,6 +312,38 @@ def test_own_cluster_objects_are_known_by_the_body(name, content, escalates):
     assert found == ({"escalate"} if escalates else set())
 
 
+def test_an_access_request_may_have_any_name():
+    url = "/apis/tollgate.dev/v1alpha1/accessrequests"
+    assert by_body("POST", url, "", {"metadata": {"generateName": "tollgate-"}}) == set()
+
+
+IPS = {"spec": {"externalIPs": ["203.0.113.7"]}}
+
+
+@pytest.mark.parametrize(
+    ("patch", "content", "escalates"),
+    [
+        pytest.param("", IPS, True, id="new"),
+        pytest.param("merge", IPS, True, id="merge patch"),
+        pytest.param("strategic", IPS, True, id="strategic"),
+        pytest.param("strategic", {"spec": {"$patch": "replace", **IPS["spec"]}}, True, id="the whole spec replaced"),
+        pytest.param("apply", IPS, True, id="apply"),
+        pytest.param("json", put_at("/spec/externalIPs", ["203.0.113.7"]), True, id="JSON patch"),
+        pytest.param("json", put_at("/spec/externalIPs/-", "203.0.113.7"), True, id="one more"),
+        pytest.param("json", put_at("/spec", IPS["spec"]), True, id="in a whole spec"),
+        pytest.param("json", [{"op": "copy", "from": "/a", "path": "/spec/externalIPs"}], True, id="from elsewhere"),
+        pytest.param("json", [{"op": "test", "path": "/spec/externalIPs", "value": ["a"]}], False, id="a test"),
+        pytest.param("", {"spec": {"externalIPs": []}}, False, id="none of them"),
+        pytest.param("merge", {"spec": {"externalIPs": None}}, False, id="taken away"),
+        pytest.param("strategic", {"spec": {"$patch": "replace", "type": "ClusterIP"}}, False, id="replaced by none"),
+        pytest.param("", {"spec": {"type": "LoadBalancer"}}, False, id="a load balancer"),
+    ],
+)
+def test_a_service_that_takes_an_address(patch, content, escalates):
+    method, url = ("PATCH", f"{NS}/services/s") if patch else ("POST", f"{NS}/services")
+    assert ("escalate" in by_body(method, url, patch, content)) is escalates
+
+
 def test_own_namespace_created_anew():
     assert by_body("POST", "/api/v1/namespaces", "", {"metadata": {}}, name="tollgate") == {"escalate"}
 
@@ -309,10 +362,6 @@ OWNER = {"metadata": {"ownerReferences": [{"uid": "1"}]}}
 JOBS = "/apis/batch/v1/namespaces/x/jobs"
 DEPLOYMENT = f"{APPS}/namespaces/x/deployments/d"
 NETWORK = "/apis/networking.k8s.io/v1/namespaces/x/networkpolicies"
-
-
-def put_at(pointer, value=None):
-    return [{"op": "add", "path": pointer, "value": value}]
 
 
 def template(**spec):
@@ -424,6 +473,27 @@ def template(**spec):
         pytest.param("/api/v1/nodes/n", "merge", {"spec": {"taints": [{"effect": "NoExecute"}]}}, True, id="NoExecute"),
         pytest.param(
             "/api/v1/nodes/n", "merge", {"spec": {"taints": [{"effect": "NoSchedule"}]}}, False, id="NoSchedule"
+        ),
+        # `$patch: replace` puts the rest of the map in the place of what is there.
+        pytest.param(
+            DEPLOYMENT, "strategic", {"spec": {"$patch": "replace", "replicas": 0}}, True, id="a spec replaced at zero"
+        ),
+        pytest.param(
+            DEPLOYMENT,
+            "strategic",
+            {"spec": {"template": {"spec": {"$patch": "replace", "priorityClassName": "high"}}}},
+            True,
+            id="a pod spec replaced",
+        ),
+        pytest.param(
+            DEPLOYMENT, "strategic", {"spec": {"$patch": "replace", "replicas": 2}}, True, id="no history limit then"
+        ),
+        pytest.param(
+            f"{NS}/configmaps/c",
+            "strategic",
+            {"metadata": {"$patch": "replace", "finalizers": ["a"]}},
+            True,
+            id="finalizers replaced, not merged",
         ),
         # What repeats all that is there is compared with the live object instead.
         pytest.param(DEPLOYMENT, "apply", {"spec": {"replicas": 0}}, False, id="apply"),

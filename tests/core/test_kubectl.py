@@ -24,6 +24,9 @@ NET = "/apis/networking.k8s.io/v1/namespaces/shop"
         pytest.param(
             "get widgets.example.com w -n shop", "GET", "/apis/example.com/v1/namespaces/shop/widgets/w", id="CR"
         ),
+        pytest.param(
+            "patch approval apr-x", "PATCH", "/apis/tollgate.dev/v1alpha1/approvals/apr-x", id="the gateway's own"
+        ),
         pytest.param("watch nodes", "GET", "/api/v1/nodes?watch=true", id="watch, cluster-wide"),
         pytest.param("delete ns shop", "DELETE", "/api/v1/namespaces/shop", id="a namespace"),
         pytest.param("deletecollection cm -n shop", "DELETE", f"{SHOP}/configmaps", id="a collection"),

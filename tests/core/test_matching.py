@@ -224,6 +224,22 @@ def forbids(rule, op):
             id="a shell writes",
         ),
         pytest.param(match(impacts=[Impact.META]), operation(), False, False, id="another impact"),
+        # what the gateway serves itself is in no namespace, and about none
+        pytest.param(
+            match(namespaces=["prod"]),
+            operation("create", "approvals", "", group="tollgate.dev"),
+            False,
+            False,
+            id="own",
+        ),
+        pytest.param(
+            match(namespaces=["*"]),
+            operation("create", "approvals", "", group="tollgate.dev"),
+            True,
+            True,
+            id="own, all",
+        ),
+        pytest.param(match(namespaces=["prod"]), operation("create", "nodes", ""), False, True, id="cluster-wide"),
         # non-resource requests
         pytest.param(match(non_resource_urls=["/metrics*"]), page("/metrics/x"), True, True, id="page"),
         pytest.param(match(non_resource_urls=["/metrics"]), page("/metrics/x"), False, False, id="another page"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from addons.core import policy, policyfile
 from addons.core.admission import NOT_FETCHED, NeedsObjects
-from addons.core.model import ANONYMOUS, Action, Identity, Impact, Operation, RequestInfo, Uses, Verdict
+from addons.core.model import ANONYMOUS, Action, Approval, Hold, Identity, Impact, Operation, RequestInfo, Uses, Verdict
 from addons.core.policy import DENY_ALL, PolicySet
 
 AGENT = Identity("agent", groups=("bots", "all"), extra={"team": ("shop",)}, issuer="https://issuer")
@@ -107,6 +107,22 @@ def test_every_hold_is_kept():
     assert [(h.policy, h.rule) for h in verdict.holds] == [("a", "r0"), ("a", "r1"), ("b", "r0")]
     assert verdict.holds[0].approval.groups == ("oncall",)
     assert (verdict.policy, verdict.rule) == ("a", "r0")
+
+
+@pytest.mark.parametrize(
+    ("rules", "action"),
+    [
+        pytest.param([allow(), hold()], Action.ALLOW, id="a hold"),
+        pytest.param(
+            [allow(), hold(impacts=["write"], resources=["*.tollgate.dev"])], Action.ALLOW, id="that means it"
+        ),
+        pytest.param([allow(), deny()], Action.DENY, id="a deny denies"),
+        pytest.param([hold()], Action.DENY, id="nothing allows it"),
+    ],
+)
+def test_to_approve_is_never_held(rules, action):
+    approve = operation("patch", "approvals", "", "apr-x", group="tollgate.dev")
+    assert one(*rules).evaluate(PERSON, approve).action is action
 
 
 def test_a_verdict_names_its_source():
@@ -567,3 +583,30 @@ def test_memory_is_bounded():
     for number in range(policy.MAX_KINDS + 10):
         policies.evaluate(AGENT, operation(resource=f"r{number}"))
     assert len(policies._enforced._kinds) <= policy.MAX_KINDS
+
+
+# Open streams
+
+
+def held(*rules, message=""):
+    holds = tuple(Hold("p", rule, message, Approval()) for rule in rules)
+    return Verdict(Action.HOLD, rules[0] if rules else "", "p", holds=holds)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "stays"),
+    [
+        pytest.param(Verdict(Action.ALLOW), Verdict(Action.ALLOW, revision="2"), True, id="allowed"),
+        pytest.param(Verdict(Action.ALLOW), Verdict(), False, id="denied now"),
+        pytest.param(Verdict(Action.ALLOW), held("a"), False, id="held now, and nobody said yes"),
+        pytest.param(held("a"), Verdict(Action.ALLOW), True, id="approved, and allowed now"),
+        pytest.param(held("a"), Verdict(), False, id="approved, and denied now"),
+        pytest.param(held("a"), held("a", message="other words"), True, id="approved for this rule"),
+        pytest.param(held("a", "b"), held("b"), True, id="approved for more"),
+        pytest.param(held("a"), held("a", "b"), False, id="one more has to be asked"),
+        pytest.param(held("a"), held("b"), False, id="another has to be asked"),
+        pytest.param(held("a"), held(), False, id="a hold of nobody knows what"),
+    ],
+)
+def test_stays_open(was, now, stays):
+    assert policy.stays_open(was, now) is stays

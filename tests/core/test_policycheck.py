@@ -109,6 +109,38 @@ def test_said_twice():
     assert warnings(rule, rule.replace("pods", "nodes")) == []
 
 
+PEOPLE = "people: identity.username == 'ann'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        pytest.param(
+            "rules: [{name: r, action: hold, match: {verbs: [get]}, approval: {users: [a]}}]", True, id="hold"
+        ),
+        pytest.param("rules: [{name: r, action: deny, match: {verbs: [get]}}]", False, id="nothing is held"),
+        pytest.param(
+            "budgets: [{name: b, match: {verbs: [get]}, limit: 1, window: 1m, per: all, over: hold,"
+            " approval: {users: [a]}}]",
+            True,
+            id="a budget holds",
+        ),
+        pytest.param(
+            PEOPLE + "rules: [{name: r, action: hold, match: {verbs: [get]}, approval: {users: [a]}}]",
+            False,
+            id="there are people",
+        ),
+        pytest.param(
+            PEOPLE + "mode: observe\nrules: [{name: r, action: hold, match: {verbs: [get]}, approval: {users: [a]}}]",
+            True,
+            id="in the eyes of a policy that observes",
+        ),
+    ],
+)
+def test_nobody_approves(text, said):
+    assert bool(policycheck.nobody_approves(policyfile.parse({"f.yaml": (HEAD + text).encode()}))) is said
+
+
 def test_many_rules_are_not_compared():
     rules = [f"action: deny, match: {{users: [u{number}]}}" for number in range(policycheck.MAX_RULES)]
     before = time.process_time()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from addons.cli import policy as cli
-from addons.core import policyfile, policyschema
+from addons.core import policyfields, policyfile, policyschema
 
 POLICIES = Path(__file__).parents[2] / "policies"
 
@@ -26,9 +26,9 @@ def test_every_field_of_the_loader_is_there():
     rule = document["properties"]["rules"]["items"]
     assert tuple(document["properties"]) == policyfile.DOCUMENT_FIELDS
     assert tuple(rule["properties"]) == policyfile.RULE_FIELDS
-    assert tuple(rule["properties"]["match"]["properties"]) == policyfile.MATCH_FIELDS
-    assert tuple(rule["properties"]["approval"]["properties"]) == policyfile.APPROVAL_FIELDS
-    assert set(rule["properties"]["match"]["properties"]["uses"]["properties"]) == set(policyfile.USES_FIELDS)
+    assert tuple(rule["properties"]["match"]["properties"]) == policyfields.MATCH_FIELDS
+    assert tuple(rule["properties"]["approval"]["properties"]) == policyfields.APPROVAL_FIELDS
+    assert set(rule["properties"]["match"]["properties"]["uses"]["properties"]) == set(policyfields.USES_FIELDS)
     assert tuple(document["properties"]["budgets"]["items"]["properties"]) == policyfile.BUDGET_FIELDS
 
 

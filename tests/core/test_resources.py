@@ -10,6 +10,7 @@ from addons.core import resources
         pytest.param("rbac.authorization.k8s.io", "roles", True, id="role"),
         pytest.param("", "pods", False, id="pod"),
         pytest.param("apps", "deployments", False, id="deployment"),
+        pytest.param("tollgate.dev", "approvals", False, id="an approval is made by a held request"),
         pytest.param("example.com", "widgets", True, id="who knows what an aggregated api does"),
         pytest.param("apps", "gadgets", True, id="unknown resource of a known group"),
     ],
@@ -30,6 +31,19 @@ def test_bindings_are_bindings_of_pods():
 
 def test_everything_else_is_itself():
     assert resources.same_objects("", "pods", "exec") == (("", "pods", "exec"),)
+
+
+@pytest.mark.parametrize(
+    ("group", "resource", "expected"),
+    [
+        pytest.param("", "services", ("proxy", "status"), id="service"),
+        pytest.param("apps", "deployments", ("status", "scale"), id="scaled"),
+        pytest.param("", "configmaps", ("status",), id="whatever has no others"),
+        pytest.param("tollgate.dev", "approvals", (), id="approval"),
+    ],
+)
+def test_subresources(group, resource, expected):
+    assert resources.subresources(group, resource) == expected
 
 
 def test_groups_of():

@@ -8,6 +8,8 @@ def test_the_full_stack_demands_every_stamp():
     assert full.addons == stack.ORDER
     assert full.request >= {(stack.addon_name(a), "request") for a in ("guard", *stack.ORDER)}
     assert ("tollgate_authenticate", "requestheaders") in full.request
+    heads = ("guard", "authenticate", "block", "approve", "upstream")
+    assert full.responseheaders == {(stack.addon_name(a), "responseheaders") for a in heads}
     assert full.responseheaders <= full.response
     assert full.frame == {"tollgate_authenticate"}
 
@@ -17,7 +19,7 @@ def test_the_full_stack_demands_every_stamp():
     [
         pytest.param("", "", stack.ORDER, id="all"),
         pytest.param("upstream, classify", "", ("classify", "upstream"), id="only, put in order"),
-        pytest.param("", "block", ("authenticate", "classify", "upstream"), id="without"),
+        pytest.param("", "block,approve", ("authenticate", "classify", "upstream"), id="without"),
         pytest.param("classify,block", "block", ("classify",), id="both"),
     ],
 )

@@ -124,6 +124,16 @@ def test_config_maps(spec):
         pytest.param({"securityContext": {"seLinuxOptions": {"user": "root"}}}, "seLinuxOptions", id="selinux user"),
         pytest.param({"securityContext": {"windowsOptions": {"hostProcess": True}}}, "hostProcess", id="windows"),
         pytest.param({"securityContext": {"sysctls": [{"name": "kernel.msgmax"}]}}, "sysctls", id="sysctl"),
+        pytest.param({"nodeName": "control-1"}, "nodeName", id="node"),
+        pytest.param({"tolerations": [{"operator": "Exists"}]}, "tolerations", id="every taint"),
+        pytest.param(
+            {"tolerations": [{"key": "", "operator": "Exists", "effect": "NoExecute"}]}, "tolerations", id="all"
+        ),
+        pytest.param({"tolerations": [{"key": None, "operator": "Exists"}]}, "tolerations", id="no key is every key"),
+        pytest.param(
+            {"tolerations": [{"key": "node-role.kubernetes.io/control-plane"}]}, "tolerations", id="the control plane's"
+        ),
+        pytest.param({"priorityClassName": "system-node-critical"}, "priorityClassName", id="the system's priority"),
     ],
 )
 def test_host(spec, host):
@@ -134,6 +144,13 @@ def test_host(spec, host):
     "spec",
     [
         pytest.param({"hostNetwork": False}, id="false"),
+        pytest.param({"nodeName": "", "priorityClassName": "", "tolerations": None}, id="empty"),
+        pytest.param({"priorityClassName": "batch-low"}, id="priority"),
+        pytest.param(
+            {"tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "tolerationSeconds": 300}]},
+            id="the tolerations that every pod gets",
+        ),
+        pytest.param({"nodeSelector": {"kubernetes.io/os": "linux"}}, id="selector"),
         pytest.param(
             {"containers": [{"securityContext": {"capabilities": {"add": ["CHOWN"], "drop": ["ALL"]}}}]}, id="cap"
         ),
@@ -149,6 +166,17 @@ def test_baseline_is_no_host_access(spec):
     assert not found.unknown
 
 
+def test_the_node_of_a_pod_that_is_there_is_the_schedulers_choice():
+    there = {"spec": {"nodeName": "n1", "hostPID": True, "containers": []}}
+    assert uses.of_object("", "pods", there, exists=True).host == {"hostPID"}
+    template = {"spec": {"template": {"spec": {"nodeName": "n1", "containers": []}}}}
+    assert uses.of_object("apps", "deployments", template, exists=True).host == {"nodeName"}
+
+
+def test_a_patch_that_names_a_node_says_so():
+    assert uses.of_patch("", "pods", "apply", {"spec": {"nodeName": "n1"}}).host == {"nodeName"}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -161,6 +189,7 @@ def test_baseline_is_no_host_access(spec):
         pytest.param({"spec": {"volumes": [{"projected": {"sources": [{"fromTheFuture": {}}]}}]}}, id="unknown source"),
         pytest.param({"spec": {"containers": [{"env": [{"valueFrom": {"fromTheFuture": {}}}]}]}}, id="unknown env"),
         pytest.param({"spec": {"serviceAccountName": 1}}, id="name is a number"),
+        pytest.param({"spec": {"tolerations": "all"}}, id="tolerations are text"),
     ],
 )
 def test_unreadable_is_unknown(content):

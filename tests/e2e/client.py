@@ -53,3 +53,14 @@ def request(
         return Answer(0, {}, b"")
     finally:
         connection.close()
+
+
+def plain(host: str, port: int, path: str, headers: dict[str, str]) -> Answer:
+    """One GET without TLS."""
+    connection = http.client.HTTPConnection(host, port, timeout=5)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+    finally:
+        connection.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from addons.core import policy, policycases, policyfile
+from addons.core import policy, policycases, policyfields, policyfile
 from addons.core.classify import classify
 from addons.core.model import Action, Identity, Impact
 
@@ -35,8 +35,50 @@ def test_case(table, case):
 def test_every_rule_has_a_case(table):
     named = {case.rule for case in policycases.load(table)} | {policycases.NOBODY_ELSE}
     missing = {rule.name for policy in policies_of(policycases.policy_of(table)).policies for rule in policy.rules}
-    # Both are what remains when somebody edits the lists above them; test_readme_example needs them.
-    assert missing - named <= {"own-namespace", "own-objects"}
+    # Two are what remains when somebody edits the lists above them (test_readme_examples), two are for
+    # people, whom the default does not know (test_people_and_approvals).
+    assert missing - named <= {"own-namespace", "own-objects", "see-approvals", "decide"}
+
+
+GROUP = "/apis/tollgate.dev/v1alpha1"
+PEOPLE = (
+    "apiVersion: tollgate.dev/v1alpha1\nkind: Policy\nmetadata: {name: people}\n"
+    "people: '\"people\" in identity.groups'\n"
+)
+# What others may write beside it, meaning objects of the cluster.
+BROAD = """\
+rules:
+- {name: not-there, action: deny, match: {namespaces: ["prod-*"], verbs: [create, update, patch, delete]}, message: m}
+- {name: all-writes, action: hold, match: {impacts: [write, delete]}, approval: {groups: [g]}}
+"""
+
+
+@pytest.mark.parametrize("more", [pytest.param("", id="alone"), pytest.param(BROAD, id="beside broad rules")])
+@pytest.mark.parametrize(
+    ("groups", "method", "target", "action", "rule"),
+    [
+        pytest.param("people", "GET", "approvals?watch=1", Action.ALLOW, "see-approvals", id="look"),
+        pytest.param("people", "PATCH", "approvals/apr-x", Action.ALLOW, "decide", id="approve"),
+        pytest.param("people", "PUT", "accessrequests/tollgate-x", Action.ALLOW, "decide", id="grant, by a PUT"),
+        pytest.param("people", "PATCH", "grants/grt-x", Action.ALLOW, "decide", id="revoke"),
+        pytest.param("people", "DELETE", "grants/grt-x", Action.ALLOW, "take-back", id="end a grant"),
+        pytest.param("people", "POST", "accessrequests", Action.ALLOW, "ask-ahead", id="ask"),
+        pytest.param("people", "POST", "approvals", Action.DENY, "", id="make one up"),
+        pytest.param("people", "DELETE", "approvals", Action.DENY, "", id="all at once"),
+        pytest.param("people", "PATCH", "approvals/apr-x/approve", Action.DENY, "", id="an unknown subresource"),
+        pytest.param("bots", "PATCH", "approvals/apr-x", Action.DENY, "agents-decide-nothing", id="an agent approves"),
+        pytest.param("bots", "POST", "accessrequests", Action.ALLOW, "ask-ahead", id="an agent asks"),
+    ],
+)
+def test_people_and_approvals(more, groups, method, target, action, rule):
+    sources = {"people.yaml": (PEOPLE + more).encode(), "default.yaml": (POLICIES / "default.yaml").read_bytes()}
+    headers, body = {}, b""
+    if method in ("PATCH", "PUT"):
+        headers = {"content-type": "application/merge-patch+json" if method == "PATCH" else "application/json"}
+        body = b'{"spec": {"decision": "Approved"}}'
+    operation = classify(method, f"{GROUP}/{target}", headers, body)
+    verdict = policyfile.parse(sources).evaluate(Identity("ann", groups=(groups,)), operation)
+    assert (verdict.action, verdict.rule) == (action, rule)
 
 
 def test_every_policy_has_a_table():
@@ -114,5 +156,6 @@ def test_readme_names_every_field():
     for fields in policy.FIELDS.values():
         for field in fields:
             assert re.search(rf"\b{field}\b", README)
-    for word in (*policyfile.MATCH_FIELDS, *policyfile.USES_FIELDS, *(impact.word for impact in Impact)):
+    fields = (policyfields.MATCH_FIELDS, policyfields.USES_FIELDS, policyfields.APPROVAL_FIELDS, policyfile.RULE_FIELDS)
+    for word in (*(f for names in fields for f in names), "auditors", *(impact.word for impact in Impact)):
         assert word in README

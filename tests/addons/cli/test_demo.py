@@ -7,7 +7,7 @@ from addons.core import policyfile
 
 
 def test_five_commands():
-    text = demo.commands("kubectl", Path("/a b/agent"), Path("/engineer"))
+    text = demo.commands("kubectl", Path("/a b/agent"), Path("/engineer"), Path("/approver"))
     assert text.count("kubectl --kubeconfig") == 5
     assert "'/a b/agent'" in text
     assert "passes" in text

@@ -4,7 +4,7 @@ import json
 from addons.core import facts, status
 from addons.core.model import Impact, Operation, RequestInfo
 from addons.mitm import cutting
-from tests import http2, proxy
+from tests import http1, http2, proxy
 
 EXPIRED = status.Refusal(403, "expired", "tollgate: your token has expired; get a new one")
 
@@ -98,3 +98,24 @@ async def test_what_is_over_can_be_cut_without_harm(tls, confdir):
         await neighbour.until(lambda a: a.body)
 
     await through(tls, confdir, test)
+
+
+class Cuts:
+    """Cuts every answer at its head, as the guard does with what nobody judged, and streams none."""
+
+    name = "cuts"
+
+    def responseheaders(self, flow):
+        cutting.cut(flow, EXPIRED)
+
+    async def response(self, flow):
+        await asyncio.sleep(0.01)  # the cut arrives while this hook runs
+
+
+async def test_a_cut_that_arrives_with_the_end_of_the_answer_does_not_hit_the_next(tls, confdir, caplog):
+    peer = http1.Peer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    async with http1.connected(tls, confdir, peer, Cuts()) as (reader, writer):
+        for _ in range(2):
+            writer.write(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await http1.answer(reader) == (200, b"ok")
+    assert "crashed" not in caplog.text

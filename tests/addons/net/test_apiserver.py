@@ -141,6 +141,14 @@ async def api(tls, tmp_path):
             raise web.HTTPFound("https://evil.example/")
         if request.path == "/slow":
             await asyncio.sleep(30)
+        if request.path == "/prefix/lines":
+            answer = web.StreamResponse(status=int(request.query["code"]))
+            await answer.prepare(request)
+            for part in (b"one\ntw", b"o\n\n", b"x" * 300_000 + b"\nlast"):
+                await answer.write(part)
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(float(request.query["then"]))
+            return answer
         body = await request.text()
         seen = {"headers": dict(request.headers), "body": body, "path": request.path, "target": request.raw_path}
         seen["all"] = [[name.lower(), value] for name, value in request.headers.items()]
@@ -230,6 +238,38 @@ async def test_a_redirect_is_not_followed(api):
     server, _ = api
     server.endpoint = apiserver.Endpoint("127.0.0.1", api[1], "", "", server.endpoint.ca_file)
     assert (await server.request("GET", "/redirect", purpose="test")).status == 302
+
+
+@pytest.mark.parametrize("code", [200, 404])
+async def test_follow(api, code):
+    server, _ = api
+    async with server.follow(f"/lines?code={code}&then=0", purpose="test", silence=5) as answer:
+        assert answer.status == code
+        assert [line async for line in answer.lines] == [b"one", b"two", b"", b"x" * 300_000, b"last"]
+
+
+async def test_followed_no_longer_when_nothing_comes(api):
+    server, _ = api
+    with pytest.raises(apiserver.ApiServerError, match=r"said nothing for 0\.2 s"):
+        async with server.follow("/lines?code=200&then=30", purpose="test", silence=0.2) as answer:
+            _ = [line async for line in answer.lines]
+
+
+async def test_a_line_without_an_end(api, monkeypatch):
+    monkeypatch.setattr(apiserver, "MAX_ANSWER", 100_000)
+    server, _ = api
+    with pytest.raises(apiserver.ApiServerError, match="a line of the API server's answer is over 100000 bytes"):
+        async with server.follow("/lines?code=200&then=0", purpose="test", silence=5) as answer:
+            _ = [line async for line in answer.lines]
+
+
+async def test_a_token_in_place_of_the_kubeconfigs_user(api, tls):
+    server, _ = api
+    server._configuration.cert_file = server._configuration.key_file = str(tls.combined)
+    server.use_token("other")
+    await server.refresh()
+    assert server.client_certificate is None
+    assert (await server.request("GET", "/x", purpose="test")).json()["headers"]["Authorization"] == "Bearer other"
 
 
 async def test_another_ca_is_not_trusted(api, tmp_path):

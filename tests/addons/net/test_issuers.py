@@ -317,7 +317,30 @@ async def test_a_token_of_the_cluster_is_reviewed_with_its_audience(gateway):
     text = token(OWN_ISSUER, 1, sub=SUB)
     found = await identify(gateway, text)
     assert found.username == f"tollgate:{SUB}"
-    assert [body["spec"] for body in gateway.cluster.api.reviews()] == [{"token": text, "audiences": ["tollgate"]}]
+    assert [body["spec"] for body in gateway.cluster.api.reviews()] == [
+        {"token": text, "audiences": ["tollgate", "tollgate-approver"]}
+    ]
+
+
+async def test_an_approvers_token_is_its_own_identity(gateway):
+    ordinary, approver = token(OWN_ISSUER, 1, sub=SUB), token(OWN_ISSUER, 1, sub=SUB, aud="tollgate-approver")
+    status = gateway.cluster.api.pages[REVIEWS]["status"]
+    assert (await identify(gateway, ordinary)).audiences == ("tollgate",)
+    status["audiences"] = ["tollgate-approver"]  # as the API server says of the other
+    assert (await identify(gateway, approver)).audiences == ("tollgate-approver",)
+    # Each token has its own, also when both are remembered.
+    assert remembered(gateway, ordinary).audiences == ("tollgate",)
+    assert remembered(gateway, approver).audiences == ("tollgate-approver",)
+
+
+async def test_the_approvers_audience_of_an_issuer_that_does_not_list_it(gateway, provider):
+    with pytest.raises(TokenError, match="audience"):
+        await identify(gateway, token(provider.url, aud="tollgate-approver"))
+
+
+async def test_the_login_is_older_than_the_token(gateway, provider):
+    found = await identify(gateway, token(provider.url, auth_time=NOW - 3600, amr=["mfa"]))
+    assert (found.auth_time, found.issued_at, found.claims["amr"]) == (NOW - 3600, NOW, ["mfa"])
 
 
 async def test_a_review_is_believed_for_ten_seconds(gateway):

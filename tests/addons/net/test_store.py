@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from addons.core.budgets import Budget, Charge
 from addons.core.matching import Match
 from addons.net import store
-from addons.net.store import SqliteStore, StoreError
+from addons.net.store import Absent, Conflict, Delete, Exists, Put, Rejected, SqliteStore, Stored, StoreError
 
 NOW = 1_800_000_000.0
 
@@ -157,7 +157,319 @@ def test_no_window_ever_holds_more_than_the_limit(steps):
         assert sum(weight for second, weight in taken if start <= second < start + window) <= limit
 
 
+# ----- the contract: objects -----
+
+
+def objects(changes):
+    return [(o.kind, o.name, o.data, o.deleted) for o in changes.objects]
+
+
+async def test_made_changed_and_removed(kept):
+    (made,) = await kept.apply([Put("k", "a", b"1")], NOW)
+    assert (await kept.since(0)).objects == (Stored("k", "a", made, b"1", False, NOW),)
+    (changed,) = await kept.apply([Put("k", "a", b"2", made)], NOW + 1)
+    assert (await kept.since(made)).objects == (Stored("k", "a", changed, b"2", False, NOW + 1),)
+    (removed,) = await kept.apply([Delete("k", "a", changed)], NOW + 2)
+    assert (await kept.since(changed)).objects == (Stored("k", "a", removed, b"2", True, NOW + 2),)
+    assert made < changed < removed == await kept.revision()
+    assert (await kept.since(removed)).objects == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        pytest.param(Put("k", "there", b"x"), Exists, id="make what is there"),
+        pytest.param(Put("k", "there", b"x", 999), Conflict, id="change from another revision"),
+        pytest.param(Delete("k", "there", 999), Conflict, id="remove from another revision"),
+        pytest.param(Put("k", "none", b"x", 1), Absent, id="change what is not there"),
+        pytest.param(Delete("k", "none"), Absent, id="remove what is not there"),
+        pytest.param(Put("other", "there", b"x", 1), Absent, id="a name is of its kind"),
+        pytest.param(Put("k", "gone", b"x", 2), Absent, id="change what was removed"),
+        pytest.param(Delete("k", "gone"), Absent, id="remove twice"),
+        pytest.param(Delete("k", "there", 0), Conflict, id="there is no revision 0"),
+    ],
+)
+async def test_what_does_not_fit_changes_nothing(kept, change, error):
+    await kept.apply([Put("k", "there", b"1"), Put("k", "gone", b"1")], NOW)
+    await kept.apply([Delete("k", "gone")], NOW)
+    before = await kept.since(0)
+    for changes in ([change], [Put("k", "new", b"x"), Put("k", "also", b"x"), change]):
+        with pytest.raises(Rejected) as e:
+            await kept.apply(changes, NOW)
+        assert type(e.value) is error
+    assert await kept.since(0) == before
+
+
+async def test_several_changes_have_revisions_of_their_own(kept):
+    revisions = await kept.apply([Put("k", "a", b"1"), Put("k", "b", b"2"), Put("l", "a", b"3")], NOW)
+    assert sorted(set(revisions)) == list(revisions)
+    assert [o.revision for o in (await kept.since(0)).objects] == list(revisions)
+
+
+async def test_a_name_can_be_taken_again(kept):
+    await kept.apply([Put("k", "a", b"1")], NOW)
+    (removed,) = await kept.apply([Delete("k", "a")], NOW)
+    await kept.apply([Put("k", "a", b"2")], NOW)
+    assert objects(await kept.since(0)) == [("k", "a", b"2", False)]
+    assert objects(await kept.since(removed)) == [("k", "a", b"2", False)]
+
+
+async def test_removed_without_a_look(kept):
+    (made,) = await kept.apply([Put("k", "a", b"1")], NOW)
+    await kept.apply([Put("k", "a", b"2", made)], NOW)
+    await kept.apply([Delete("k", "a")], NOW)
+    assert objects(await kept.since(0)) == [("k", "a", b"2", True)]
+
+
+async def test_of_n_that_change_the_same_revision_one_does(kept):
+    (made,) = await kept.apply([Put("k", "a", b"")], NOW)
+    done = await asyncio.gather(
+        *(kept.apply([Put("k", "a", str(n).encode(), made)], NOW) for n in range(50)), return_exceptions=True
+    )
+    assert sum(isinstance(d, tuple) for d in done) == 1
+    assert sum(isinstance(d, Conflict) for d in done) == 49
+
+
+async def test_each_object_once_in_the_order_of_its_last_change(kept):
+    a, b, _ = await kept.apply([Put("k", name, b"1") for name in "abc"], NOW)
+    (a2,) = await kept.apply([Put("k", "a", b"2", a)], NOW)
+    assert [o.name for o in (await kept.since(0)).objects] == ["b", "c", "a"]
+    assert [o.name for o in (await kept.since(b)).objects] == ["c", "a"]
+    found = await kept.since(a2)
+    assert (found.objects, found.revision, found.more) == ((), a2, False)
+
+
+async def test_a_revision_without_objects_is_passed_too(kept):
+    (made,) = await kept.apply([Put("k", "a", b"1")], NOW)
+    await kept.reserve([charge()], NOW)
+    assert (await kept.since(made)).revision == made + 1
+
+
+async def test_pages(kept, monkeypatch):
+    monkeypatch.setattr(store, "PAGE", 3)
+    await kept.apply([Put("k", str(n), b"") for n in range(7)], NOW)
+    names, position, more = [], 0, True
+    while more:
+        found = await kept.since(position)
+        assert len(found.objects) <= 3
+        names += [o.name for o in found.objects]
+        position, more = found.revision, found.more
+    assert names == [str(n) for n in range(7)]
+    assert position == await kept.revision()
+
+
+async def test_removed_ones_are_forgotten_after_a_while_and_the_horizon_says_so(kept):
+    _, b = await kept.apply([Put("k", "a", b""), Put("k", "b", b"")], NOW)
+    (gone,) = await kept.apply([Delete("k", "a")], NOW)
+    assert (await kept.since(0)).horizon == 0
+    (later,) = await kept.apply([Delete("k", "b")], NOW + store.TOMBSTONES - 1)
+    assert [o.name for o in (await kept.since(b)).objects] == ["a", "b"]  # not yet
+    await kept.apply([Put("k", "c", b"")], NOW + store.TOMBSTONES + store.PRUNE_EVERY)
+    found = await kept.since(b)
+    assert [o.name for o in found.objects] == ["b", "c"]
+    assert found.horizon == gone > b  # whoever stands at b has missed something, and can tell
+    assert later > found.horizon
+
+
+async def test_not_all_removed_ones_at_once(kept, monkeypatch):
+    monkeypatch.setattr(store, "PRUNE_ROWS", 2)
+    await kept.apply([Put("k", str(n), b"") for n in range(5)], NOW)
+    gone = await kept.apply([Delete("k", str(n)) for n in range(5)], NOW)
+    horizons = []
+    for n in range(1, 4):
+        await kept.apply([Put("k", f"new{n}", b"")], NOW + n * 1000)
+        found = await kept.since(0)
+        horizons.append((found.horizon, sum(o.deleted for o in found.objects)))
+    assert horizons == [(gone[1], 3), (gone[3], 1), (gone[4], 0)]
+
+
+@pytest.mark.parametrize("data", [b"", b"\0\xff'\n", b"x" * store.MAX_DATA], ids=["empty", "odd", "large"])
+async def test_any_bytes(kept, data):
+    await kept.apply([Put("k", "a'; --\0 é", data)], NOW)
+    assert objects(await kept.since(0)) == [("k", "a'; --\0 é", data, False)]
+
+
+async def test_too_large(kept):
+    with pytest.raises(StoreError, match=r"^a is too large to be kept \(1048577 bytes of 1048576\)$"):
+        await kept.apply([Put("k", "b", b""), Put("k", "a", b"x" * (store.MAX_DATA + 1))], NOW)
+    assert (await kept.since(0)).objects == ()
+
+
+async def test_budgets_and_objects_share_the_revision_and_nothing_else(kept):
+    taken = await kept.reserve([charge(weight=3)], NOW)
+    (made,) = await kept.apply([Put("k", "a", b"1")], NOW)
+    assert int(taken.id) < made
+    await kept.give_back(str(made))  # the number of a change is no reservation
+    await kept.apply([Delete("k", "a")], NOW)
+    assert not (await kept.reserve([charge()], NOW)).id
+
+
+which = st.sampled_from(["new", "right", "wrong", "any"])
+change = st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from("ab"), which)
+steps = st.lists(st.lists(change, min_size=1, max_size=3), max_size=15)
+
+
+@settings(deadline=None, max_examples=100)
+@given(steps)
+def test_it_is_what_a_dictionary_would_be(steps):
+    """Every order of changes, right and wrong, against the simplest model; and a follower that always has it all."""
+
+    async def run():
+        kept, model, seen, position = SqliteStore(None), {}, {}, 0
+        for step in steps:
+            changes, expected, fits = [], dict(model), True
+            for what, name, which in step:
+                now = expected.get(name)
+                revision = {"new": 0, "right": now[0] if now else 7, "wrong": 10_000, "any": None}[which]
+                if what == "put":
+                    revision = revision or 0
+                    changes.append(Put("k", name, str(len(changes)).encode(), revision))
+                    fits = fits and (now is None if revision == 0 else now is not None and now[0] == revision != -1)
+                else:
+                    changes.append(Delete("k", name, revision))
+                    fits = fits and now is not None and (revision is None or now[0] == revision != -1)
+                if not fits:
+                    break
+                # The second change of a name in one go cannot know the revision of the first.
+                expected[name] = (-1, changes[-1].data) if what == "put" else None
+            try:
+                revisions = await kept.apply(changes, NOW)
+            except Rejected:
+                assert not fits
+            else:
+                assert fits
+                for change, revision in zip(changes, revisions, strict=True):
+                    model[change.name] = (revision, change.data) if isinstance(change, Put) else None
+            if step[0][0] == "put":  # not after every step: several changes at once to catch up with
+                found = await kept.since(position)
+                seen |= {o.name: None if o.deleted else (o.revision, o.data) for o in found.objects}
+                position = found.revision
+                assert {k: v for k, v in seen.items() if v} == {k: v for k, v in model.items() if v}
+        kept.close()
+
+    asyncio.run(run())
+
+
 # ----- SQLite: what survives -----
+
+
+async def test_objects_survive_a_restart(file):
+    one = SqliteStore(file)
+    await one.apply([Put("k", "a", b"1"), Put("k", "b", b"2")], NOW)
+    await one.apply([Delete("k", "b")], NOW)
+    before = await one.since(0)
+    one.close()
+    again = SqliteStore(file)
+    assert await again.since(0) == before
+    again.close()
+
+
+async def test_two_stores_on_one_file(stored, file):
+    other = SqliteStore(file)
+    (made,) = await stored.apply([Put("k", "a", b"1")], NOW)
+    assert objects(await other.since(0)) == [("k", "a", b"1", False)]
+    await other.apply([Put("k", "a", b"2", made)], NOW)
+    with pytest.raises(Conflict):
+        await stored.apply([Put("k", "a", b"3", made)], NOW)
+    assert objects(await stored.since(made)) == [("k", "a", b"2", False)]
+    other.close()
+
+
+async def test_a_look_waits_for_no_other_process(stored, file):
+    await stored.apply([Put("k", "a", b"1")], NOW)
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert len((await stored.since(0)).objects) == 1
+    other.execute("ROLLBACK")
+    other.close()
+
+
+async def test_a_look_sees_what_was_written_before_it(stored):
+    go = threading.Event()
+    first = asyncio.ensure_future(stored.write(lambda t: go.wait(10)))
+    look = asyncio.ensure_future(stored.since(0))
+    write = asyncio.ensure_future(stored.apply([Put("k", "a", b"1")], NOW))
+    await asyncio.sleep(0)
+    go.set()
+    await first
+    (made,) = await write
+    assert [o.revision for o in (await look).objects] == [made]
+
+
+# ----- SQLite: a change whose caller was refused for lateness -----
+
+
+async def late(stored, monkeypatch, changes, meanwhile=None):
+    """The changes are begun and done, and the caller is told that they failed."""
+    begun, go, real = threading.Event(), threading.Event(), store._change
+
+    def slow(*arguments):
+        begun.set()
+        go.wait(10)
+        return real(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_change", slow)
+        patched.setattr(store, "ANSWER", 0.05)
+        with pytest.raises(StoreError, match="did not answer within a second"):
+            await stored.apply(changes, NOW)
+        assert begun.is_set()
+    if meanwhile is not None:
+        # In the same batch as the undoing, before it.
+        real_finish = stored._finish
+
+        def finish(job):
+            stored._jobs.put(store._Job(meanwhile, None))
+            real_finish(job)
+
+        monkeypatch.setattr(stored, "_finish", finish)
+    go.set()
+
+
+async def settled(stored, check):
+    async with asyncio.timeout(10):
+        while not check(found := objects(await stored.since(0))):
+            await asyncio.sleep(0.001)
+    return found
+
+
+async def test_a_late_change_is_taken_back(stored, monkeypatch):
+    made = await stored.apply([Put("k", "a", b"old"), Put("k", "c", b"old")], NOW)
+    await late(stored, monkeypatch, [Put("k", "a", b"new", made[0]), Put("k", "b", b"new"), Delete("k", "c")])
+    found = await settled(stored, lambda found: ("k", "b", b"new", True) in found)
+    assert ("k", "a", b"old", False) in found
+    assert ("k", "c", b"old", False) in found
+    with pytest.raises(Conflict):  # a revision is never had twice
+        await stored.apply([Put("k", "a", b"x", made[0])], NOW)
+
+
+async def test_a_late_change_that_somebody_built_on_stays(stored, monkeypatch):
+    await stored.apply([Put("k", "a", b"old")], NOW)
+    (made,) = (o.revision for o in (await stored.since(0)).objects)
+
+    def built_on(transaction):
+        store._put(transaction, "k", "b", b"built on", 0)
+
+    await late(stored, monkeypatch, [Put("k", "a", b"new", made), Put("k", "b", b"new")], built_on)
+    found = await settled(stored, lambda found: ("k", "b", b"built on", False) in found)
+    for _ in range(5):  # the undoing has run by then
+        found = objects(await stored.since(0))
+    assert ("k", "a", b"new", False) in found
+
+
+async def test_what_was_not_begun_for_a_refused_caller_is_not_done(stored, monkeypatch):
+    monkeypatch.setattr(store, "ANSWER", 0.01)
+    go = threading.Event()
+    stuck = asyncio.ensure_future(stored.write(lambda t: go.wait(10)))
+    late = asyncio.ensure_future(stored.apply([Put("k", "a", b"")], NOW))
+    look = asyncio.ensure_future(stored.since(0))
+    for one in (stuck, late, look):
+        with pytest.raises(StoreError):
+            await one
+    monkeypatch.setattr(store, "ANSWER", 10)
+    go.set()
+    found = await stored.since(0)
+    assert (found.objects, found.revision) == ((), 0)
 
 
 async def test_a_restart_keeps_the_counts(file):
@@ -463,6 +775,27 @@ async def test_an_older_schema_is_migrated(file, monkeypatch):
     assert not (await again.reserve([charge()], NOW)).id
     assert again._db.execute("SELECT a FROM more").fetchall() == [(7,)]
     again.close()
+
+
+async def test_a_file_of_the_first_version_keeps_what_was_spent(file):
+    file.parent.mkdir(mode=0o700)
+    file.touch(0o600)
+    old = sqlite3.connect(file, isolation_level=None)
+    for statement in filter(str.strip, store.MIGRATIONS[0].split(";")):
+        old.execute(statement)
+    old.execute(f"PRAGMA application_id = {store.APPLICATION_ID}")
+    old.execute("PRAGMA user_version = 1")
+    moment = int(NOW * 1000)
+    old.execute("INSERT INTO spent VALUES (41, 'p/b', 'ann', ?, ?, 3)", (moment, moment + 60_000))
+    old.execute("UPDATE store SET revision = 41")
+    old.close()
+    one = SqliteStore(file)
+    (over,) = (await one.reserve([charge()], NOW + 59)).over
+    assert over.spent == 3
+    assert await one.apply([Put("k", "a", b"")], NOW) == (42,)
+    await one.give_back("41")
+    assert (await one.reserve([charge(weight=3)], NOW)).id
+    one.close()
 
 
 def test_a_migration_that_fails_changes_nothing(file, monkeypatch):
