@@ -48,7 +48,7 @@ def _rule(reader: "Fields", node: Node, path: str, policy_name: str) -> MaskRule
     mask = Mask(word) if word else None
     exempt = None
     if "except" in got:
-        exempt = reader.expression(got["except"], f"{path}.except", VARIABLES)
+        exempt = reader.expression(got["except"], f"{path}.except", VARIABLES, agent=True)
         mask = Mask.EXCEPT
         if "mask" in got:
             reader.problem(got["except"], f"{path}.except", "stands with mask; it means always, except for these")
