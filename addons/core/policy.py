@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from addons.core import admission, blast, budgets, cel, matching, resources, status
+from addons.core import admission, blast, budgets, cel, maskpolicy, matching, resources, status
 from addons.core.admission import NeedsObjects, Objects
 from addons.core.budgets import Budget, Charge, Charges
+from addons.core.maskpolicy import MaskLevel, MaskRule
 from addons.core.matching import Kind, Match
 from addons.core.model import ANONYMOUS, NOTHING, Action, Approval, Hold, Identity, Operation, Verdict
 
@@ -129,6 +130,7 @@ class Policy:
     people: cel.Program | None = None
     budgets: tuple[Budget, ...] = ()
     auditors: Auditors = NO_AUDITORS
+    masks: tuple[MaskRule, ...] = ()
 
 
 class PolicySet:
@@ -144,6 +146,9 @@ class PolicySet:
         self.budgets = tuple(budget for p in self.policies for budget in p.budgets)
         self._budgets = _BudgetIndex([budget for p in enforced for budget in p.budgets])
         self._observed_budgets = _BudgetIndex([b for p in self.policies if p.observe for b in p.budgets])
+        self._masks = tuple(rule for p in enforced for rule in p.masks)
+        # A rule that only observes still says what is secret, and records are masked for everybody.
+        self._record_masks = tuple(rule for p in self.policies for rule in p.masks)
         # A policy in observe mode must not change what the enforced ones see: whom it calls
         # people are people in its own eyes only.
         self._people = tuple(p.people for p in enforced if p.people)
@@ -163,6 +168,7 @@ class PolicySet:
         """Digest of each rule by full name, and of what else a policy says by its name."""
         found = {rule.full_name: rule.digest for policy in self.policies for rule in policy.rules}
         found |= {budget.full_name: budget.digest for budget in self.budgets}
+        found |= {rule.full_name: rule.digest for rule in self._record_masks}
         return found | {
             p.name: f"{p.observe} {p.people.source if p.people else ''} {p.auditors}" for p in self.policies
         }
@@ -201,6 +207,29 @@ class PolicySet:
         enforced = self._budgets.charges(asker, identity, operation)
         observed = self._observed_budgets.charges(observed_asker, identity, operation)
         return Charges(enforced, observed) if enforced or observed else budgets.NO_CHARGES
+
+    def mask_level(self, identity: Identity, operation: Operation, *, approved: bool = False) -> MaskLevel:
+        """
+        What this identity must not see of the operation's answer and frames.
+
+        approved: a person said yes to this very request.
+        """
+        asker = self._asker(identity)[0]
+        if not self._masks:
+            return maskpolicy.EVERYTHING if asker.agent else maskpolicy.NOTHING
+        return maskpolicy.level(
+            self._masks,
+            operation,
+            username=asker.username,
+            groups=asker.groups,
+            agent=asker.agent,
+            values=asker.values,
+            approved=approved,
+        )
+
+    def record_level(self, operation: Operation) -> MaskLevel:
+        """What is masked of it in records, logs, approvals and notifications, whoever asked."""
+        return maskpolicy.for_records(self._record_masks, operation) if self._record_masks else maskpolicy.EVERYTHING
 
     # For explanations: the same questions, one by one.
 
