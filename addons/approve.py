@@ -103,6 +103,7 @@ class Approve:
         self.spent: WeakKeyDictionary[http.HTTPFlow, Outcome] = WeakKeyDictionary()
         # Streams that a grant opened: they end with it.
         self.granted: WeakKeyDictionary[http.HTTPFlow, tuple[approvals.Grant, ...]] = WeakKeyDictionary()
+        self.starting: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -180,11 +181,12 @@ class Approve:
         if not folder:
             logger.warning("tollgate_state is not set: approvals are kept in memory, and a restart forgets them")
 
-    # Not coroutines: a script that is loaded again while running may not have any. What they return is
-    # awaited at the start and at the end of the process.
+    # Not coroutines: a script that is loaded again while running may not have any.
 
-    def running(self) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(self.start(), name="tollgate approvals")
+    def running(self) -> None:
+        # Nobody waits for it here, the guard asks `ready`: what other addons log meanwhile (an API server
+        # that does not answer yet) would otherwise count for mitmproxy as a start that failed.
+        self.starting = asyncio.get_running_loop().create_task(self.start(), name="tollgate approvals")
 
     def done(self) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(self.end(), name="tollgate approvals end")
@@ -200,6 +202,9 @@ class Approve:
         except (store.StoreError, OSError) as e:
             # Direction: what is held is refused, what is not passes.
             logger.error("approvals cannot be asked for: %s", e)
+            return
+        except Exception:
+            logger.exception("approvals cannot be asked for")
             return
         if self.notifier is not None:
             await self.notifier.start()
