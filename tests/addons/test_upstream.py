@@ -203,3 +203,17 @@ def test_without_a_credential_nothing_goes_up(kubeconfig, addon):
 def test_authenticate_and_upstream_share_one_server(kubeconfig):
     path = kubeconfig()
     assert apiserver.shared(path) is apiserver.shared(path)
+
+
+@pytest.mark.parametrize("chunks", [None, lambda data: [data]], ids=["as they are", "by what mask makes of them"])
+def test_answers_stream(addon, chunks):
+    one, _ = addon
+    flow = a_flow()
+    flow.response = tutils.tresp()
+    known = facts.of(flow)
+    known.released, known.chunks = True, chunks
+    one.responseheaders(flow)
+    assert flow.response.stream is (chunks or True)
+    known.whole = True
+    one.responseheaders(flow)
+    assert not flow.response.stream

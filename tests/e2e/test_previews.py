@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from addons.core import canonical, digests
+from addons.core import canonical, digests, maskdetect
 from addons.core.approvals import Item
 from addons.core.classify import classify
 from addons.core.model import Identity, Reach
@@ -19,6 +19,7 @@ from addons.core.preconditions import with_preconditions
 from addons.net import apiserver
 from addons.net.objects import Request
 from addons.net.previews import Checked, Previewer
+from tests.e2e import gateway
 
 pytestmark = pytest.mark.e2e
 
@@ -31,6 +32,12 @@ CANARY = "Y2FuYXJ5LWluLWEtc2VjcmV0"  # base64 of a sentence
 JSON_PATCH, MERGE = "application/json-patch+json", "application/merge-patch+json"
 STRATEGIC, APPLY = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
 POD = {"nodeName": "node-1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "good:1"}]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patterns():
+    """A preview has three seconds; a gateway has these ready before it opens its port."""
+    maskdetect.warm(str(gateway.patterns()))
 
 
 @pytest.fixture
