@@ -637,3 +637,39 @@ async def test_a_stream_ends_when_the_policies_mask_more(through, addon, tmp_pat
         assert answer.reset is not None
 
     await through(live, test, identity=PERSON)
+
+
+# ----- getting ready -----
+
+
+async def test_a_request_waits_for_the_patterns(addon, tmp_path, monkeypatch):
+    ready = asyncio.Event()
+    addon.warming = asyncio.create_task(ready.wait())
+    flow = a_flow(tmp_path)
+    waiting = asyncio.ensure_future(addon.request(flow))
+    await asyncio.sleep(0)
+    assert not addon.prepared()
+    assert not facts.of(flow).passed
+    ready.set()
+    await waiting
+    assert addon.prepared()
+    assert ("tollgate_mask", "request") in facts.of(flow).passed
+
+
+async def test_patterns_that_do_not_come(addon, tmp_path, monkeypatch):
+    monkeypatch.setattr(mask, "WARM_LIMIT", 0.01)
+    addon.warming = asyncio.create_task(asyncio.Event().wait())
+    flow = a_flow(tmp_path)
+    await addon.request(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "mask-starting"
+    assert not facts.of(flow).passed
+    addon.warming.cancel()
+
+
+def test_patterns_that_cannot_be_kept(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    kept = []
+    monkeypatch.setattr(mask.maskdetect, "warm", kept.append)
+    mask.warm_patterns(str(tmp_path / "file"))
+    assert kept == [None]
+    assert "cannot be kept" in caplog.text

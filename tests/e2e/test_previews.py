@@ -90,6 +90,9 @@ def deployment(name, *containers, **annotations):
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
 
 
+REVISION = "deployment.kubernetes.io/revision"
+
+
 def deployments(namespace):
     return f"/apis/apps/v1/namespaces/{namespace}/deployments"
 
@@ -98,6 +101,11 @@ async def test_a_patch_that_copies_what_somebody_changes_meanwhile(controlplane,
     """Approved with one image it would apply another: no byte of the request is different."""
     root = deployments(namespace)
     controlplane.api("POST", root, deployment("web", {"name": "c", "image": "old:1"}, image="good:1"))
+    # Its controller puts an annotation on it, which is a change like any other.
+    deadline = time.monotonic() + 10
+    while REVISION not in controlplane.api("GET", f"{root}/web")["metadata"]["annotations"]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
     copy = {"op": "copy", "from": "/metadata/annotations/image", "path": "/spec/template/spec/containers/0/image"}
     request = ("PATCH", f"{root}/web", [copy], JSON_PATCH)
     seen = await preview(server, *request)
