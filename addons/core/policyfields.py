@@ -335,8 +335,9 @@ class Fields:
         returns: str = "bool",
         *,
         objects: bool = False,
+        agent: bool = False,
     ) -> cel.Program | None:
-        """objects: whether it may look at objects of the cluster."""
+        """objects: whether it may look at objects of the cluster; agent: at `identity.agent`, where that is known."""
         source = self.text(node, path)
         if source is None:
             return None
@@ -349,7 +350,8 @@ class Fields:
         if "session" not in variables and _CLAIM.search(names):
             self.problem(node, path, "session is what the client claims, so only `when` of a deny or hold rule sees it")
             return None
-        if not self.expression_fields(node, path, names, variables):
+        agent = agent or "operation" in variables
+        if not self.expression_fields(node, path, names, variables, agent=agent):
             return None
         try:
             return cel.compile_expression(source, variables, returns=returns)
@@ -358,7 +360,9 @@ class Fields:
             self.problem(node, path, "\n".join([first, *(f"    {line}" for line in rest)]))
             return None
 
-    def expression_fields(self, node: Node, path: str, names: str, variables: Mapping[str, str]) -> bool:
+    def expression_fields(
+        self, node: Node, path: str, names: str, variables: Mapping[str, str], *, agent: bool
+    ) -> bool:
         """Misspelled fields of our variables, which the runtime would notice only when a request waits."""
         for variable, chain, called in _FIELD.findall(names):
             if variable not in variables:
@@ -371,7 +375,7 @@ class Fields:
                 known = policy.FIELDS.get(where)
                 if known is None:
                     break
-                if "operation" not in variables:
+                if not agent:
                     # Who is a person is what such a clause decides, or is asked beside it.
                     known = known - {"agent"}
                 if step not in known:

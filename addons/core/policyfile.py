@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from addons.core import admission, budgets, filemodes, policy, policyfields, yamltree
+from addons.core import admission, budgets, filemodes, maskfile, policy, policyfields, yamltree
 from addons.core.budgets import Budget
 from addons.core.matching import Match
 from addons.core.model import Action
-from addons.core.policy import PolicyError
+from addons.core.policy import BUILT_IN, PolicyError
 from addons.core.policyfields import MAX_BUDGET_MESSAGE, Fields
 from addons.core.yamltree import Node
 
@@ -159,19 +159,24 @@ class _Reader(Fields):
         if "metadata" in top:
             metadata = self.fields(top["metadata"], "metadata", ("name",), ("name",))
             name = self.name(metadata.get("name"), "metadata.name")
+            if name == BUILT_IN:
+                # A grant for a rule of that name would lift what the gateway itself holds.
+                self.problem(metadata["name"], "metadata.name", f"{BUILT_IN!r} names what the gateway itself decides")
         observe = "mode" in top and self.one_of(top["mode"], "mode", ("enforce", "observe")) == "observe"
         people = None
         if "people" in top:
             people = self.expression(top["people"], "people", policy.PEOPLE_VARIABLES)
         auditors = self.auditors(top["auditors"], "auditors") if "auditors" in top else policy.NO_AUDITORS
-        if not top.keys() & {"rules", "budgets", "people", "auditors"} and "metadata" in top:
-            self.problem(node, "rules", "is missing: a policy has rules or budgets, or says who people or auditors are")
+        if not top.keys() & {"rules", "budgets", "mask", "people", "auditors"} and "metadata" in top:
+            said = "a policy has rules, budgets or mask, or says who people or auditors are"
+            self.problem(node, "rules", f"is missing: {said}")
         names: dict[str, int] = {}
         rules = self.rules(top["rules"], name, names) if "rules" in top else []
         limits = self.budgets(top["budgets"], name, names) if "budgets" in top else []
+        masks = maskfile.rules(self, top["mask"], name, names) if "mask" in top else []
         if len(self.problems) > before:
             return None
-        return policy.Policy(name, tuple(rules), observe, people, tuple(limits), auditors)
+        return policy.Policy(name, tuple(rules), observe, people, tuple(limits), auditors, tuple(masks))
 
     def rules(self, node: Node, policy_name: str, lines: dict[str, int]) -> list[policy.Rule]:
         """`lines` is where each name is, of rules and budgets together: a message names one or the other."""
@@ -323,7 +328,7 @@ class _Reader(Fields):
         )
 
 
-DOCUMENT_FIELDS = ("apiVersion", "kind", "metadata", "mode", "people", "auditors", "rules", "budgets")
+DOCUMENT_FIELDS = ("apiVersion", "kind", "metadata", "mode", "people", "auditors", "rules", "budgets", "mask")
 RULE_FIELDS = ("name", "action", "match", "when", "unless", "message", "approval", "grant")
 BUDGET_FIELDS = (
     "name",

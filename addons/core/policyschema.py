@@ -7,7 +7,7 @@ The loader says more (`./run.sh policy check`); what the schema refuses, it refu
 from collections.abc import Sequence
 from typing import Any
 
-from addons.core import budgets, policyfields, policyfile
+from addons.core import budgets, maskfile, policyfields, policyfile
 from addons.core.matching import VERBS
 from addons.core.model import Impact
 
@@ -38,13 +38,14 @@ def schema() -> Schema:
         "auditors": {**_named(), "description": "who sees all approvals"},
         "rules": _list(_rule()),
         "budgets": _list(_budget()),
+        "mask": _list(_mask()),
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Tollgate policy",
         "description": "What an identity may do to the cluster, and what a human must agree to. See README.md.",
         **_object(_only(fields, policyfile.DOCUMENT_FIELDS), ["apiVersion", "kind", "metadata"]),
-        "anyOf": [{"required": [field]} for field in ("rules", "budgets", "people", "auditors")],
+        "anyOf": [{"required": [field]} for field in ("rules", "budgets", "mask", "people", "auditors")],
     }
 
 
@@ -93,6 +94,28 @@ def _budget() -> Schema:
     return {
         **_object(_only(fields, policyfile.BUDGET_FIELDS), ["name", "match", "window", "per"]),
         "oneOf": [{"required": ["limit"]}, {"required": ["objects"]}],
+    }
+
+
+def _mask() -> Schema:
+    fields: dict[str, Schema] = {
+        "name": {**_NAME, "description": "unique among the policy's rules, budgets and mask rules"},
+        "match": _match(),
+        "fields": {
+            **_list(_TEXT, unique=True),
+            "description": "spec.credentials[*].password, data['tls.key']; none: all that is secret",
+        },
+        "mask": {
+            "enum": list(maskfile.MASK_WORDS),
+            "description": "always: for people too; never: agents see it; approved: shown once a person said yes",
+        },
+        "except": {**_TEXT, "description": "CEL over identity: who sees it; masked for everybody else"},
+        "writes": {"const": "allow", "description": "no hold on writes to fields that the client does not see"},
+    }
+    return {
+        **_object(_only(fields, maskfile.MASK_FIELDS), ["name", "match"]),
+        "anyOf": [{"required": [field]} for field in ("mask", "except", "writes")],
+        "not": {"required": ["mask", "except"]},
     }
 
 

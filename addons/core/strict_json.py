@@ -20,8 +20,12 @@ class NotStrictJSON(ValueError):
     """The text is not JSON, or not JSON to everybody. The message quotes nothing of it."""
 
 
-def loads(text: str, raw: bytes) -> Any:
-    """The value of a JSON text, given in both forms, for the caller has them. Raises NotStrictJSON."""
+def loads(text: str, raw: bytes, *, depth: bool = True) -> Any:
+    """
+    The value of a JSON text, given in both forms, for the caller has them. Raises NotStrictJSON.
+
+    depth: whether more than MAX_DEPTH levels are refused; else the caller's walk must bear them.
+    """
     try:
         value = _decoder.decode(text)
     except json.JSONDecodeError as e:
@@ -29,7 +33,7 @@ def loads(text: str, raw: bytes) -> Any:
     except RecursionError:
         raise NotStrictJSON("it is nested too deeply") from None
     # Every level costs a bracket, so most texts need no walk.
-    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+    if depth and raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise NotStrictJSON("it is nested too deeply")
     if _SURROGATE_HINT.search(raw):
         try:
