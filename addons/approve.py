@@ -25,6 +25,8 @@ from addons.core import (
     askahead,
     facts,
     holding,
+    maskanswers,
+    maskpreviews,
     preconditions,
     status,
     upstreamrequest,
@@ -37,7 +39,7 @@ from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.virtualapi import Viewer
 from addons.mitm import answers, cutting, inside, options, wire
 from addons.mitm.exchanges import connected, went_upstream
-from addons.net import apiserver, notify, objects, store
+from addons.net import apiserver, maskkeys, notify, objects, store
 from addons.net.book import APPROVALS, REQUESTS, Book, Missing
 from addons.net.desk import Case, Desk, Outcome
 from addons.net.previews import Previewer
@@ -87,6 +89,7 @@ class Approve:
         self.server: apiserver.ApiServer | None = None
         self.store: store.Store | None = None
         self.state: str | None = None
+        self.mask_key = b""  # direction: without one nothing that would have to be masked is said
         # Direction: without them, what is held is refused, and the virtual API is not there.
         self.book: Book | None = None
         self.desk: Desk | None = None
@@ -103,6 +106,7 @@ class Approve:
         self.spent: WeakKeyDictionary[http.HTTPFlow, Outcome] = WeakKeyDictionary()
         # Streams that a grant opened: they end with it.
         self.granted: WeakKeyDictionary[http.HTTPFlow, tuple[approvals.Grant, ...]] = WeakKeyDictionary()
+        self.starting: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -153,6 +157,10 @@ class Approve:
             if self.up:
                 raise exceptions.OptionsError("tollgate_state: cannot be changed while the gateway runs; restart it")
             self.open_store(ctx.options.tollgate_state)
+            try:
+                self.mask_key = maskkeys.tags(ctx.options.tollgate_state)
+            except maskkeys.KeyFileError as e:
+                raise exceptions.OptionsError(f"tollgate_state: {e}") from e
 
     def set_up_notifier(self) -> None:
         if self.up:
@@ -180,11 +188,12 @@ class Approve:
         if not folder:
             logger.warning("tollgate_state is not set: approvals are kept in memory, and a restart forgets them")
 
-    # Not coroutines: a script that is loaded again while running may not have any. What they return is
-    # awaited at the start and at the end of the process.
+    # Not coroutines: a script that is loaded again while running may not have any.
 
-    def running(self) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(self.start(), name="tollgate approvals")
+    def running(self) -> None:
+        # Nobody waits for it here, the guard asks `ready`: what other addons log meanwhile (an API server
+        # that does not answer yet) would otherwise count for mitmproxy as a start that failed.
+        self.starting = asyncio.get_running_loop().create_task(self.start(), name="tollgate approvals")
 
     def done(self) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(self.end(), name="tollgate approvals end")
@@ -200,6 +209,9 @@ class Approve:
         except (store.StoreError, OSError) as e:
             # Direction: what is held is refused, what is not passes.
             logger.error("approvals cannot be asked for: %s", e)
+            return
+        except Exception:
+            logger.exception("approvals cannot be asked for")
             return
         if self.notifier is not None:
             await self.notifier.start()
@@ -288,7 +300,8 @@ class Approve:
             return
         outcome = await self.desk.hold(self.case(flow, known, operation, request, self.server))
         if outcome.relayed is not None:
-            answers.relay(flow, self.name, outcome.relayed)
+            level = current(known).mask_level(known.identity or ANONYMOUS, operation)
+            answers.relay(flow, self.name, maskanswers.relayed(outcome.relayed, operation, self.mask_key, level))
             return
         if outcome.refusal is not None:
             answers.refuse(flow, self.name, outcome.refusal)
@@ -344,6 +357,7 @@ class Approve:
                 server,
                 None if as_gateway else identity,
                 frozenset(getattr(ctx.options, "tollgate_forward_extra", ())),
+                maskpreviews.of(operation, current(known).record_level(operation)),
             ),
             waits=waits,
         )
@@ -371,7 +385,7 @@ class Approve:
 
     def viewer(self, known: facts.Facts) -> Viewer:
         identity = known.identity or ANONYMOUS
-        policies = known.policies() if known.policies is not None else DENY_ALL
+        policies = current(known)
         return Viewer(
             identity,
             agent=policies.is_agent(identity),
@@ -402,7 +416,7 @@ class Approve:
         """
         if not operation.impacts <= _ASKING:
             return False
-        policies = known.policies() if known.policies is not None else DENY_ALL
+        policies = current(known)
         decides = virtualmerging.decide(policies, known.identity or ANONYMOUS)
         answer = virtualmerging.review(operation, decides)
         if answer is not None:
@@ -531,6 +545,11 @@ class Approve:
             logger.error("approval %s: %s", name, e)
             return
         logger.warning("approval %s: %s by %s", name, "approved" if approved else "denied", decider.identity.username)
+
+
+def current(known: facts.Facts) -> PolicySet:
+    """direction: where no policies are, everybody is an agent, and nobody may do anything."""
+    return known.policies() if known.policies is not None else DENY_ALL
 
 
 def changed(answer: http.Response, change: virtualmerging.Change) -> None:

@@ -20,11 +20,11 @@ from weakref import WeakKeyDictionary
 
 from mitmproxy import connection, ctx, exceptions, http
 
-from addons.core import admission, budgets, facts, policy, policyfile, stack, status
+from addons.core import admission, budgets, facts, maskanswers, maskwrites, policy, policyfile, stack, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
 from addons.mitm import answers, cutting, options
 from addons.mitm.exchanges import connected, went_upstream
-from addons.net import apiserver, objects, store
+from addons.net import apiserver, maskkeys, objects, store
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class PolicyBlock:
         self.server: apiserver.ApiServer | None = None  # direction: without one, no object can be fetched
         self.store: store.Store | None = None  # direction: no store, nothing passes that a budget counts
         self.state = ""
+        self.mask_key = b""  # direction: without one nothing that would have to be masked is said
         # What each exchange took from the budgets, until it is known whether that was used.
         self.reserved: WeakKeyDictionary[http.HTTPFlow, list[str]] = WeakKeyDictionary()
         # What the API server is answering, and what it was judged by.
@@ -79,6 +80,11 @@ class PolicyBlock:
             self.asks = "approve" in stack.parse(ctx.options.tollgate_stack).addons
         if "tollgate_state" in updated and (ctx.options.tollgate_state != self.state or self.store is None):
             self.open_store(ctx.options.tollgate_state)
+        if "tollgate_state" in updated or not self.mask_key:
+            try:
+                self.mask_key = maskkeys.tags(ctx.options.tollgate_state)
+            except maskkeys.KeyFileError as e:
+                raise exceptions.OptionsError(f"tollgate_state: {e}") from e
         if "tollgate_kubeconfig" in updated:
             try:
                 self.server = apiserver.shared(ctx.options.tollgate_kubeconfig)
@@ -188,8 +194,8 @@ class PolicyBlock:
         known = facts.of(flow)
         if known.answered_by:
             return None  # refused by an earlier addon, whose answer stands
-        operation = known.need_operation()
         identity = known.identity or ANONYMOUS  # authenticate is not in this stack
+        operation = known.operation = self.policy.revealing(identity, known.need_operation())
         known.policies = self.current
         try:
             verdict = self.evaluate(identity, operation)
@@ -218,6 +224,13 @@ class PolicyBlock:
         if verdict.action is Action.DENY or (verdict.action is Action.HOLD and not self.asks):
             answers.refuse(flow, self.name, policy.refusal(verdict, identity, operation))
             return None
+        if verdict.action is Action.HOLD:
+            # Refused by mask in any case; so nobody is asked about it, and no yes is spent.
+            level = self.policy.mask_level(identity, operation)
+            refusal = maskwrites.comes_back(operation) or maskwrites.reads_back(operation, level)
+            if refusal is not None:
+                answers.refuse(flow, self.name, refusal)
+                return None
         known.judge_again = partial(self.evaluate, identity, operation, fetched)
         charges = self.charges(verdict, identity, operation)
         if charges:
@@ -244,7 +257,7 @@ class PolicyBlock:
             needs = admission.NeedsObjects(needs.names, admission.NONE)
         fetched = await self.fetch(flow, identity, operation, needs)
         if isinstance(fetched, admission.ServerRefusal):
-            answers.relay(flow, self.name, fetched)
+            answers.relay(flow, self.name, self.masked(fetched, identity, operation, policies))
             return
         if not admission.has_object(operation):
             self.looked_at[flow] = fetched  # a stream perhaps, which a reload judges again
@@ -252,6 +265,16 @@ class PolicyBlock:
         rest = self.act(flow, known, identity, operation, verdict, fetched)
         if rest is not None:
             await rest
+
+    def masked(
+        self,
+        refusal: admission.ServerRefusal,
+        identity: Identity,
+        operation: Operation,
+        policies: policy.PolicySet,
+    ) -> admission.ServerRefusal:
+        """As this caller may see it: what the API server refuses it quotes."""
+        return maskanswers.relayed(refusal, operation, self.mask_key, policies.mask_level(identity, operation))
 
     async def fetch(
         self, flow: http.HTTPFlow, identity: Identity, operation: Operation, needs: admission.NeedsObjects

@@ -192,6 +192,11 @@ class Guard:
         await asyncio.sleep(SETTLED)
         if self.broken:
             give_up(self.broken)
+        # What an addon has to compute first needs nobody else, so it is waited for: it would cost the
+        # first requests the same time.
+        prepared = [check for name in wanted if (check := getattr(ctx.master.addons.get(name), "prepared", None))]
+        while not all(check() for check in prepared) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
         # What an addon fetches first (the issuers' keys) is usually there in a moment. If not, the
         # port opens all the same and requests are told so.
         deadline = time.monotonic() + READY_LIMIT
@@ -449,10 +454,13 @@ class LastWord:
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
         message = flow.websocket.messages[-1]
-        if known.judged >= self.guard.stack.frame or message.content == known.last_words != b"":
-            message.dropped, known.frame = False, message
+        if message.content == known.last_words != b"":
+            message.dropped, known.frame, known.instead = False, message, None
+        elif known.judged >= self.guard.stack.frame:
+            message.dropped, known.frame = known.instead is not None, message
         else:
-            message.dropped = True  # the guard's own hook may be what failed, so it is said again here
+            # The guard's own hook may be what failed, so it is said again here.
+            message.dropped, known.instead = True, None
             if not known.last_words:
                 cutting.cut(flow, ANSWER_NOT_JUDGED)
         known.judged = set()  # stamps are for one frame: an exception before the next must not find these

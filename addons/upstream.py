@@ -171,7 +171,8 @@ class Upstream:
             logger.error("the API server refused the gateway's own credential")
             self.renew()
         # Watches, logs -f and large lists go on as they come: buffered, a watch would hang for ever.
-        flow.response.stream = flow.response.status_code != 101 and not known.whole
+        streams = flow.response.status_code != 101 and not known.whole
+        flow.response.stream = streams and (known.chunks or True)
         leave_end_open(flow)
         known.passed.add((self.name, "responseheaders"))
 

@@ -94,6 +94,8 @@ class Client:
         if isinstance(event, h2.events.ResponseReceived):
             answer.headers = {k: v for k, v in event.headers if not k.startswith(":")}
             answer.status = int(dict(event.headers)[":status"])
+        elif isinstance(event, h2.events.TrailersReceived):
+            answer.headers |= dict(event.headers)
         elif isinstance(event, h2.events.DataReceived):
             answer.body += event.data
             self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

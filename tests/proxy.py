@@ -35,8 +35,9 @@ class Releases:
         facts.of(flow).answer_released = "response" not in self.withheld
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
-        if "websocket_message" not in self.withheld:
-            facts.of(flow).frame = flow.websocket and flow.websocket.messages[-1]
+        if "websocket_message" not in self.withheld and flow.websocket:
+            known, message = facts.of(flow), flow.websocket.messages[-1]
+            known.frame, message.dropped = message, known.instead is not None
 
     def tcp_message(self, flow: tcp.TCPFlow) -> None:
         if "tcp_message" not in self.withheld:

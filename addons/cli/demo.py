@@ -68,7 +68,7 @@ class DemoError(Exception):
 def commands(kubectl: str, agent: Path, engineer: Path, approver: Path) -> str:
     """Five commands to paste, and what to expect of each."""
     program = shlex.quote(str(ROOT / "run.sh"))
-    decide = f"{program} approvals --kubeconfig {shlex.quote(str(approver))} watch -i"
+    decide = f"{program} approvals watch -i --kubeconfig {shlex.quote(str(approver))}"
     as_agent = f"{kubectl} --kubeconfig {shlex.quote(str(agent))}"
     as_engineer = f"{kubectl} --kubeconfig {shlex.quote(str(engineer))}"
     lines = (

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from addons.core import maskpreviews
 from addons.core.model import Operation, Reach, RequestInfo
 
 WINDOW = 60.0  # seconds in which two deletes of one collection are one run; a person or a model thinks longer
@@ -334,7 +335,7 @@ def _kubectl(operation: Operation, invocation: Invocation | None, argv: Sequence
     if info.namespace and info.resource != "namespaces":
         words += ["-n", info.namespace]
     if argv:
-        words += ["--", _clip(" ".join(argv), 120)]
+        words += ["--", _clip(" ".join(maskpreviews.words(argv)), 120)]  # it is logged, stored and shown
     return " ".join(words)
 
 

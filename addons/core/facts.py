@@ -40,12 +40,14 @@ class Facts:
         "answered_by",
         "approval",
         "audit_id",
+        "chunks",
         "credential",
         "frame",
         "head_released",
         "held_for",
         "identify_again",
         "identity",
+        "instead",
         "judge_again",
         "judged",
         "last_words",
@@ -78,6 +80,8 @@ class Facts:
         self.approval = ""  # name of the approval or grant that let a held request pass
         self.served_here: tuple[str, int] | None = None  # address of a server in this process, instead of upstream's
         self.whole = False  # an addon needs the answer's whole body: it is not streamed
+        # What each chunk of a streamed answer becomes on its way to the client; b"" is the end.
+        self.chunks: Callable[[bytes], bytes | list[bytes]] | None = None
         self.passed: set[tuple[str, str]] = set()
         self.released = False  # the guard's last word: this flow may go upstream
         # Authorization for the API server, put on the wire only, never into the flow.
@@ -93,6 +97,7 @@ class Facts:
         # One frame at a time: which addons have judged the one that is being handled.
         self.judged: set[str] = set()
         self.frame: Any = None  # the one that may go on: the guard's last word
+        self.instead: list[bytes] | None = None  # frames that go on in place of it, each judged like any other
         self.last_words = b""  # the one frame of our own that ends a WebSocket
 
     def need_identity(self) -> Identity:

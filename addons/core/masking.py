@@ -607,7 +607,8 @@ class _Masker:
                 if len(text) <= _PLAIN_LENGTH:
                     _remember(text)
                 # A key of a custom resource, an annotation: by its name only when it looks like a secret, too.
-                if maskdetect.is_secret_name(name) and maskdetect.is_random(text) and maskdetect.is_value(text):
+                rest = masktags.replaced(text, "")  # what was masked before is no secret any more
+                if maskdetect.is_secret_name(name) and maskdetect.is_random(rest) and maskdetect.is_value(text):
                     found = [(0, len(text))]
                 else:
                     continue

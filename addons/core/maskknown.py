@@ -48,6 +48,10 @@ class Known:
             self._hashes.popitem(last=False)
         return new
 
+    def digest(self, value: bytes) -> bytes:
+        """Of a whole value, keyed: says nothing to whoever has no key."""
+        return self._hash(value)
+
     def holds(self, token: bytes) -> bool:
         """One look-up for one whole token."""
         return self._hash(token) in self._hashes

@@ -80,6 +80,11 @@ def is_tag(value: str) -> bool:
     return False
 
 
+def replaced(text: str, mark: str) -> str:
+    """The text with each tag in it, plain or as base64, replaced."""
+    return _ANY.sub(mark, text) if _HEAD in text or _HEAD_BASE64 in text else text
+
+
 def _at_offsets(text: str) -> tuple[str, ...]:
     """How a text looks inside base64, whatever stands before it: the letters that only it decides."""
     found = []
@@ -91,6 +96,7 @@ def _at_offsets(text: str) -> tuple[str, ...]:
 
 
 _HEAD_BASE64 = base64.b64encode(_HEAD.encode()).decode()
+_ANY = re.compile(rf"{_TAG.pattern}|{re.escape(_HEAD_BASE64)}[A-Za-z0-9+/]{{14}}==")
 _ONCE = _at_offsets(_HEAD)
 _TWICE = tuple(needle for once in _ONCE for needle in _at_offsets(once))
 # All spellings of `**masked:` that a saved file, a shell pipe or a template may have made of it.

@@ -5,6 +5,9 @@ who may run a program in a pod can make it print its secrets in a form that no p
 A line is passed on as soon as it is complete; one without an end when it is longer than the
 window, but for the overlap in which a secret may still grow. Memory is bounded by the window
 and the chunk that is fed.
+
+NUL ends a secret and never is part of one: `/proc/1/environ` is separated by it, the files in a
+tar archive are padded with it.
 """
 
 from addons.core import maskdetect, masktags
@@ -17,14 +20,21 @@ CONTEXT = 256  # bytes before them, passed on already, that are still looked at:
 MAX_KEY = 32 * 1024  # bytes; a private key that has not ended by then was none
 MIN_HELD = 8  # letters of a last word that is held back when a stream pauses in the middle of a line
 
-_BREAKS = b" \t\r\n\"'`,;&<>|()[]{}"
+_NUL = "\x1e"  # how it looks to the detectors, which find nothing across that
+_BREAKS = b"\0 \t\r\n\"'`,;&<>|()[]{}"
 
 
 class TextMasker:
     """Bytes in, masked bytes out. One for each direction of a stream; not thread-safe."""
 
-    def __init__(self, key: bytes, place: Place, nonce: bytes, known: Known | None = None) -> None:
-        """nonce: of this stream, random: its tags say nothing beyond it."""
+    def __init__(
+        self, key: bytes, place: Place, nonce: bytes, known: Known | None = None, *, same_length: bool = False
+    ) -> None:
+        """
+        nonce: of this stream, random: its tags say nothing beyond it. same_length: every mask is as long
+        as its secret, and tells that length, so that an archive or a dump stays one.
+        """
+        self._same_length = same_length
         self._key = key
         self._place = place
         self._path = f"text {nonce.hex()}"
@@ -49,7 +59,9 @@ class TextMasker:
         """What can be passed on now; b"" when nothing can."""
         out = []
         if self._in_token:
-            data = self._skip_token(data)
+            rest = self._skip_token(data)
+            out.append(self._left_out(len(data) - len(rest)).encode())
+            data = rest
         self._line += data
         end = self._line.rfind(b"\n") + 1
         if end:
@@ -74,6 +86,10 @@ class TextMasker:
             at = len(self._line)
         return self._advance(at) if at > self._sent else b""
 
+    def release(self) -> bytes:
+        """All of an incomplete line: for a terminal, where somebody waits for what was written."""
+        return self._advance(len(self._line)) if self.pending else b""
+
     def finish(self) -> bytes:
         """The rest, at the stream's end. Nothing may be fed after."""
         rest, self._line, sent, self._sent = self._line, b"", self._sent, 0
@@ -96,24 +112,26 @@ class TextMasker:
     def _masked(self, raw: bytes, start: int, end: int, *, complete: bool) -> tuple[bytes, int]:
         """raw[start:end] masked, seen in all of raw; and the place up to which that is, which may be another."""
         text = raw.decode("latin-1")  # one letter for one byte
+        seen = text.replace("\0", _NUL)
         begin = 0
         out = []
         if self._in_key:
-            begin = maskdetect.end_of_key(text)
+            begin = _end_of_key(seen, start)
             self._in_key += len(text) - start
             if begin < 0 and self._in_key <= MAX_KEY:
                 out.append(self._tag(text[start:]))
-                return ("".join([*out, "\n" if complete and text.endswith("\n") else ""]).encode(), len(raw))
+                newline = complete and not self._same_length and text.endswith("\n")
+                return ("".join([*out, "\n" if newline else ""]).encode(), len(raw))
             self._in_key = 0
             if begin > start:
                 out.append(self._tag(text[start:begin]))
                 start = begin
             begin = max(begin, 0)
-        found = maskdetect.spans(text[begin:])
+        found = maskdetect.spans(seen[begin:])
         found = [(begin + one, begin + other) for one, other in found]
         if self._known is not None:
-            found = maskdetect.merged(found + self._known.spans(raw))
-        if maskdetect.opens_key(text[begin:]):
+            found = maskdetect.merged(found + self._known.spans(raw.replace(b"\0", b"\n")))
+        if _opens_key(seen[begin:]):
             self._in_key = 1
         last = start
         for one, other in found:
@@ -122,10 +140,11 @@ class TextMasker:
             if one >= end:
                 break
             if one < start:
-                last = other  # its beginning was passed on or masked; the rest is left out
+                # Its beginning was passed on or masked; the rest is left out.
+                out.append(self._left_out(other - last))
             else:
                 out += (text[last:one], self._tag(text[one:other]))
-                last = other
+            last = other
             if other == len(text) and not complete and not self._in_key:
                 self._in_token = True
         if last < end:
@@ -134,6 +153,7 @@ class TextMasker:
         if (
             complete
             and self._in_key
+            and not self._same_length
             and text.endswith("\n")
             and last == len(text)
             and not (out and out[-1].endswith("\n"))
@@ -141,6 +161,21 @@ class TextMasker:
             out.append("\n")
         return "".join(out).encode("latin-1"), last
 
+    def _left_out(self, length: int) -> str:
+        return "*" * length if self._same_length else ""
+
     def _tag(self, value: str) -> str:
         self._count += 1
-        return masktags.tag(self._key, self._place, self._path, value)
+        tag = masktags.tag(self._key, self._place, self._path, value)
+        return tag[: len(value)].ljust(len(value), "*") if self._same_length else tag
+
+
+def _opens_key(text: str) -> bool:
+    begin = text.rfind("-----BEGIN ")
+    return begin >= 0 and _NUL not in text[begin:] and maskdetect.opens_key(text)
+
+
+def _end_of_key(text: str, start: int) -> int:
+    """Where a private key that was begun ends; a file of an archive ends with it. -1: not in this text."""
+    end, limit = maskdetect.end_of_key(text), text.find(_NUL, start)
+    return limit if limit >= 0 and (end < 0 or limit < end) else end

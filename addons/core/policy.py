@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from addons.core import admission, blast, budgets, cel, maskpolicy, matching, resources, status
+from addons.core import admission, blast, budgets, cel, maskpolicy, maskwrites, matching, resources, status
 from addons.core.admission import NeedsObjects, Objects
 from addons.core.budgets import Budget, Charge, Charges
 from addons.core.maskpolicy import MaskLevel, MaskRule
 from addons.core.matching import Kind, Match
-from addons.core.model import ANONYMOUS, NOTHING, Action, Approval, Hold, Identity, Operation, Verdict
+from addons.core.model import ANONYMOUS, NOTHING, Action, Approval, Hold, Identity, Impact, Operation, Verdict
 
 # Kinds of request (verb, resource, impacts) whose rules are remembered, per index. The client
 # chooses resource and subresource, so it is bounded; a cluster with 200 CRDs has about 2000.
@@ -67,6 +67,9 @@ FIELDS: Mapping[str, frozenset[str]] = {
 
 
 NO_APPROVAL = Approval()
+# What the gateway itself holds, whatever the rules allow (policies/README.md, "Masking").
+BUILT_IN = "tollgate"
+MASKED_FIELD = "masked-field"
 _ADMITTED = frozenset({"object", "oldObject"})
 
 
@@ -147,6 +150,7 @@ class PolicySet:
         self._budgets = _BudgetIndex([budget for p in enforced for budget in p.budgets])
         self._observed_budgets = _BudgetIndex([b for p in self.policies if p.observe for b in p.budgets])
         self._masks = tuple(rule for p in enforced for rule in p.masks)
+        self._approval = built_in_approval([rule for p in enforced for rule in p.rules])
         # A rule that only observes still says what is secret, and records are masked for everybody.
         self._record_masks = tuple(rule for p in self.policies for rule in p.masks)
         # A policy in observe mode must not change what the enforced ones see: whom it calls
@@ -183,7 +187,12 @@ class PolicySet:
         asker, observed_asker = self._asker(identity)
         if objects is not None:
             operation = admission.revealed(operation, objects)
+        blind = self.sets_masked(identity, operation)
+        if blind:
+            operation = _revealing(operation)
         verdict = self._enforced.judge(asker, operation, objects)
+        if blind and isinstance(verdict, Verdict):
+            verdict = _held_for_masks(verdict, blind, self._approval, self.revision)
         if not self._observed:
             if isinstance(verdict, Verdict):
                 return verdict
@@ -198,6 +207,19 @@ class PolicySet:
             told = [index.judge(observed_asker, operation, admission.NOT_FETCHED) for index in self._observed]
         observed = tuple(v for v in told if isinstance(v, Verdict) and v.rule)
         return replace(verdict, observed=observed) if isinstance(verdict, Verdict) else Verdict()
+
+    def sets_masked(self, identity: Identity, operation: Operation) -> tuple[str, ...]:
+        """
+        The fields that the operation sets in an object that is there, and that this identity may not see:
+        what comes of it tells whether a guess is right, so it is held whatever the rules allow.
+        """
+        if operation.body is None or operation.info.verb not in ("update", "patch"):
+            return ()
+        return maskwrites.sets_masked_field(operation, self.mask_level(identity, operation))
+
+    def revealing(self, identity: Identity, operation: Operation) -> Operation:
+        """The operation with the impact `reveal`, if it sets what this identity may not see."""
+        return _revealing(operation) if self.sets_masked(identity, operation) else operation
 
     def charges(self, identity: Identity, operation: Operation) -> Charges:
         """What an operation that goes upstream takes from the budgets; false when that is nothing."""
@@ -638,6 +660,51 @@ def _admission_operation(operation: Operation) -> str:
     return {"create": "CREATE", "update": "UPDATE", "patch": "UPDATE", "delete": "DELETE"}.get(
         verb, "DELETE" if verb == "deletecollection" else ""
     )
+
+
+def _revealing(operation: Operation) -> Operation:
+    return replace(operation, impacts=operation.impacts | {Impact.REVEAL})
+
+
+def built_in_approval(rules: Iterable[Rule]) -> Approval:
+    """
+    Who is asked about a write to a masked field: all whom the policies' hold rules name, on the
+    strictest terms of any of them.
+    """
+    named = [r.approval for r in rules if r.action is Action.HOLD and (r.approval.groups or r.approval.users)]
+    if not named:
+        return NO_APPROVAL
+    claims = sorted({a.claims for a in named if a.claims})
+    owners = sorted({a.owner for a in named if a.owner})
+    return Approval(
+        groups=tuple(sorted({group for a in named for group in a.groups})),
+        users=tuple(sorted({user for a in named for user in a.users})),
+        needed=max(a.needed for a in named),
+        wait=min(a.wait for a in named),
+        valid=min(a.valid for a in named),
+        max_token_age=min(a.max_token_age for a in named),
+        claims=claims[0] if len(claims) == 1 else " && ".join(f"({one})" for one in claims),
+        owner=owners[0] if owners else "",
+        require_reason=any(a.require_reason for a in named),
+        max_pending=min(a.max_pending for a in named),
+        cooldown=max(a.cooldown for a in named),
+    )
+
+
+def _held_for_masks(verdict: Verdict, fields: Sequence[str], approval: Approval, revision: str) -> Verdict:
+    """The verdict with the gateway's own hold; one that denies stays."""
+    if verdict.action is Action.DENY:
+        return verdict
+    shown = ", ".join(_clip(field, 60) for field in fields[:3])
+    more = f" and {len(fields) - 3} more" if len(fields) > 3 else ""
+    message = f"It sets {shown}{more} of an object that may exist, which you may not see."
+    if approval is NO_APPROVAL:
+        why = f"{message} No hold rule names anybody who could approve it; have the policy's owners add one."
+        return Verdict(Action.DENY, MASKED_FIELD, BUILT_IN, revision, why, verdict.observed)
+    hold = Hold(BUILT_IN, MASKED_FIELD, message, approval)
+    if verdict.action is Action.HOLD:
+        return replace(verdict, holds=(*verdict.holds, hold))
+    return Verdict(Action.HOLD, MASKED_FIELD, BUILT_IN, revision, message, verdict.observed, (hold,))
 
 
 DENY_ALL = PolicySet((), revision="none")

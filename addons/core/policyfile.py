@@ -15,7 +15,7 @@ from addons.core import admission, budgets, filemodes, maskfile, policy, policyf
 from addons.core.budgets import Budget
 from addons.core.matching import Match
 from addons.core.model import Action
-from addons.core.policy import PolicyError
+from addons.core.policy import BUILT_IN, PolicyError
 from addons.core.policyfields import MAX_BUDGET_MESSAGE, Fields
 from addons.core.yamltree import Node
 
@@ -159,6 +159,9 @@ class _Reader(Fields):
         if "metadata" in top:
             metadata = self.fields(top["metadata"], "metadata", ("name",), ("name",))
             name = self.name(metadata.get("name"), "metadata.name")
+            if name == BUILT_IN:
+                # A grant for a rule of that name would lift what the gateway itself holds.
+                self.problem(metadata["name"], "metadata.name", f"{BUILT_IN!r} names what the gateway itself decides")
         observe = "mode" in top and self.one_of(top["mode"], "mode", ("enforce", "observe")) == "observe"
         people = None
         if "people" in top:

@@ -5,8 +5,9 @@ For a write the difference between the live object and the API server's dry run 
 a delete what goes with it; for exec, attach, debug and port-forward the command and what power the
 pod has. `addons.net.previews` fetches; here is decided what is fetched, and how it is put.
 
-Requesters, approvers and auditors all read a preview, so every object in it goes through `shown`,
-and every text through `line`: no value of a Secret, no control character that a terminal obeys.
+Requesters, approvers and auditors all read a preview, so all of it goes through the mask
+(addons/core/maskpreviews.py), and every text through `line`: nothing secret, no control character
+that a terminal obeys.
 """
 
 import difflib
@@ -14,7 +15,7 @@ import enum
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
@@ -23,6 +24,7 @@ import yaml
 
 from addons.core import admission, blast, canonical, commands, digests, uses
 from addons.core.approvals import Preview
+from addons.core.maskpreviews import Mask, everything
 from addons.core.model import Operation, Reach, RequestInfo, Uses
 
 MAX_LINES = 400  # of a diff; more is nothing a person reads before he says yes
@@ -39,7 +41,6 @@ MAX_COMMAND = 16_000  # characters of all of them
 UNCOUNTED = -1  # in `Record.content`: there may be such objects, nobody could count them
 
 VOLUMES = "persistentvolumeclaims"  # a namespace that got one more is never the one that was approved
-_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _NOISE = frozenset({"managedFields", "resourceVersion", "generation", "selfLink"})
 
 
@@ -106,107 +107,7 @@ def live_target(info: RequestInfo, target: str) -> str:
 
 # ----- what may be shown -----
 
-type Mask = Callable[..., tuple[Any, ...]]  # `shown` or another in its place
-
-MASKED = "**masked**"
-CHANGES = f"{MASKED} (changes)"
 UNCHANGED = "# the object stays as it is"
-
-
-def shown(resource: str, *versions: Any) -> tuple[Any, ...]:
-    """
-    What people may see of an object's versions (of the full resource in the URL), oldest first. A
-    masked value that is another than in the version before is told as such, and nothing of it.
-    Without a resource they are texts (a name, an argument, a note). They are left as they are.
-    """
-    whole = resource.partition("/")[0] == "secrets"
-    found: list[Any] = []
-    before: Any = None
-    for version in versions:
-        found.append(_masked(version, before, whole or _is_secret(version)))
-        before = version
-    return tuple(found)
-
-
-def _is_secret(version: Any) -> bool:
-    return isinstance(version, dict) and version.get("kind") == "Secret"
-
-
-# Of a Secret: everything else may hold a value, or a copy of one (an annotation, an unknown field).
-_PLAIN_IN_SECRET = frozenset({"apiVersion", "kind", "type", "immutable"})
-_PLAIN_IN_METADATA = frozenset(
-    {
-        *("name", "generateName", "namespace", "uid", "labels", "ownerReferences", "finalizers"),
-        *("creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"),
-    }
-)
-_ABSENT = object()
-
-
-def _masked(value: Any, before: Any, secret: bool) -> Any:
-    if not secret:
-        return _without_last_applied(value, before)
-    if isinstance(value, list):  # a JSON patch
-        return [_masked_operation(one) for one in value]
-    if not isinstance(value, dict):
-        return _mask(value, before)
-    return {
-        key: one
-        if key in _PLAIN_IN_SECRET and not isinstance(one, dict | list)
-        else _masked_metadata(one, _get(before, key))
-        if key == "metadata"
-        else _mask_all(one, _get(before, key))
-        for key, one in value.items()
-    }
-
-
-def _masked_metadata(value: Any, before: Any) -> Any:
-    if not isinstance(value, dict):
-        return _mask(value, before)
-    return {key: one if key in _PLAIN_IN_METADATA else _mask_all(one, _get(before, key)) for key, one in value.items()}
-
-
-def _masked_operation(one: Any) -> Any:
-    if not isinstance(one, dict):
-        return MASKED
-    return {key: value if key in ("op", "path", "from") else _mask_all(value, _ABSENT) for key, value in one.items()}
-
-
-def _mask_all(value: Any, before: Any) -> Any:
-    """Every value below, under its own key."""
-    if isinstance(value, dict):
-        return {key: _mask_all(one, _get(before, key)) for key, one in value.items()}
-    if value is None:
-        return None  # of a merge patch: the key goes
-    return _mask(value, before)
-
-
-def _mask(value: Any, before: Any) -> str:
-    return MASKED if before in (_ABSENT, None) or before == value else CHANGES
-
-
-def _get(value: Any, key: str) -> Any:
-    return value.get(key, _ABSENT) if isinstance(value, dict) else _ABSENT
-
-
-def _without_last_applied(value: Any, before: Any) -> Any:
-    """kubectl apply repeats the whole object in it, as one string."""
-    if isinstance(value, dict):
-        return {
-            key: _mask_all(one, _get(before, key))
-            if key == _LAST_APPLIED
-            else _without_last_applied(one, _get(before, key))
-            for key, one in value.items()
-        }
-    if isinstance(value, list):
-        return [_without_last_applied_in(one) for one in value]
-    return value
-
-
-def _without_last_applied_in(one: Any) -> Any:
-    if isinstance(one, dict) and _LAST_APPLIED.replace("/", "~1") in str(one.get("path")):
-        return _masked_operation(one)
-    return _without_last_applied(one, _ABSENT)
 
 
 def line(text: str, limit: int = MAX_LINE) -> str:
@@ -248,7 +149,7 @@ _Dumper.add_representer(str, _string)
 
 
 def difference(
-    operation: Operation, before: Any, after: Any, *, created: bool = False, mask: Mask = shown
+    operation: Operation, before: Any, after: Any, *, created: bool = False, mask: Mask = everything
 ) -> Difference:
     """
     What changes, as a diff of YAML. `before` None: a new object. May take a second for a large
@@ -267,7 +168,7 @@ def difference(
     return _bounded(_unified(old, new))
 
 
-def body(operation: Operation, *, mask: Mask = shown) -> Difference:
+def body(operation: Operation, *, mask: Mask = everything) -> Difference:
     """The request's own content, for want of a dry run."""
     content = operation.body
     if content is None:
@@ -571,7 +472,7 @@ def preview(
     names: Iterable[str] = (),
     notes: Iterable[str] = (),
     argv: Sequence[str] = (),
-    mask: Mask = shown,
+    mask: Mask = everything,
 ) -> Preview:
     """The preview of these parts: every text masked, and as a terminal may have it, in bounded number."""
 
@@ -580,11 +481,12 @@ def preview(
 
     found = [text(note, MAX_NOTE) for note in dict.fromkeys((*notes, *difference.notes))]
     words: list[str] = []
-    for word in argv[:MAX_ARGV]:
+    # All at once: a flag tells what the word after it is.
+    for word in mask("", *argv[:MAX_ARGV]):
         rest = MAX_COMMAND - sum(map(len, words))
         if rest <= 0:
             break
-        words.append(text(word, min(rest, MAX_WORD)))
+        words.append(line(str(word), min(rest, MAX_WORD)))
     if len(words) < len(argv):
         found.append(f"the command has {len(argv)} words; only the first {len(words)} are shown")
     first = tuple(text(name) for name in dict.fromkeys((*(reach.names if reach else ()), *names)))[:MAX_NAMES]

@@ -56,7 +56,8 @@ def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
 
 def relay(flow: http.HTTPFlow, by: str, refusal: admission.ServerRefusal) -> None:
     """
-    What the API server said to the preview, word for word: it is what the request would have got.
+    What the API server said to the preview: it is what the request would have got. The caller has
+    masked it, for this is no answer that comes back through the stack.
 
     No headers of its answer: a Retry-After makes clients try again.
     """

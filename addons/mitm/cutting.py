@@ -70,14 +70,21 @@ def last_words(flow: http.HTTPFlow, refusal: status.Refusal) -> bytes:
     return json.dumps(event).encode() + b"\n"
 
 
-def _websocket_frames(flow: http.HTTPFlow, refusal: status.Refusal) -> bytes:
-    frames = b""
-    if flow.response and flow.response.headers.get("sec-websocket-protocol") in (
+def last_frame(flow: http.HTTPFlow, refusal: status.Refusal) -> bytes:
+    """The same for an upgraded exchange: the guard lets this one frame pass unjudged. The first words stand."""
+    if not flow.response or flow.response.headers.get("sec-websocket-protocol") not in (
         "v4.channel.k8s.io",
         "v5.channel.k8s.io",
     ):
-        payload = _CHANNEL_ERROR + status.body(refusal)
-        facts.of(flow).last_words = payload  # the guard lets this one frame pass unjudged
+        return b""
+    known = facts.of(flow)
+    known.last_words = known.last_words or _CHANNEL_ERROR + status.body(refusal)
+    return known.last_words
+
+
+def _websocket_frames(flow: http.HTTPFlow, refusal: status.Refusal) -> bytes:
+    payload, frames = last_frame(flow, refusal), b""
+    if payload:
         size = len(payload)
         frames = (b"\x82" + (bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2))) + payload
     return frames + _CLOSE_1000

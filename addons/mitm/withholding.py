@@ -34,10 +34,15 @@ ANSWER_NOT_JUDGED = status.Refusal(
 )
 
 
-def _break_off(stream: HttpStream) -> layer.CommandGenerator[None]:
+def break_off(stream: HttpStream, refusal: status.Refusal = ANSWER_NOT_JUDGED) -> layer.CommandGenerator[None]:
     """Over HTTP/2 a reset, over HTTP/1 a closed connection; a Status when nothing was sent yet."""
-    error = ResponseProtocolError(stream.stream_id, Sentence(ANSWER_NOT_JUDGED), ErrorCode.GENERIC_SERVER_ERROR)
+    error = ResponseProtocolError(stream.stream_id, Sentence(refusal), ErrorCode.GENERIC_SERVER_ERROR)
     yield from stream.handle_protocol_error(error)
+
+
+def no_more(stream: HttpStream) -> layer.CommandGenerator[None]:
+    """Nobody reads what else the API server has to say."""
+    yield SendHttp(RequestProtocolError(stream.stream_id, "withheld", ErrorCode.CANCEL), stream.flow.server_conn)
 
 
 def _start_response_stream(original: Any) -> Any:
@@ -45,10 +50,8 @@ def _start_response_stream(original: Any) -> Any:
         if facts.of(self.flow).head_released:
             yield from original(self)
             return
-        yield from _break_off(self)
-        # Nobody reads what else the API server has to say.
-        error = RequestProtocolError(self.stream_id, "withheld", ErrorCode.CANCEL)
-        yield SendHttp(error, self.flow.server_conn)
+        yield from break_off(self)
+        yield from no_more(self)
 
     return start_response_stream
 
@@ -64,7 +67,7 @@ def _send_response(original: Any) -> Any:
             if known.released and not known.answer_released:
                 if already_streamed:
                     self.server_state = self.state_done  # the response hook was its last; no error hook after it
-                    yield from _break_off(self)
+                    yield from break_off(self)
                     return
                 self.flow.websocket, self.flow.response = None, answers.response(ANSWER_NOT_JUDGED)
             if upgraded and self.flow.response.status_code != 101:
@@ -84,7 +87,7 @@ def _relay_websocket_messages(original: Any) -> Any:
             if isinstance(command, WebsocketMessageHook):
                 message, known = self.flow.websocket.messages[-1], facts.of(self.flow)
                 if known.frame is not message:
-                    message.dropped = True
+                    message.dropped, known.instead = True, None
                     if not known.last_words:
                         cutting.cut(self.flow, ANSWER_NOT_JUDGED)
 

@@ -1,5 +1,6 @@
 """Private files in the state folder: written whole or not at all, readable by the owner only."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -24,6 +25,25 @@ def write_private(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def make_once(path: Path, content: bytes) -> bytes:
+    """
+    Make the file with this content unless it is there; what it holds then. Of several processes
+    that do so at once one makes it, whole, and all get the same. Raises OSError.
+    """
+    if not path.exists():
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return path.read_bytes()
 
 
 def combine(state: Path, *parts: str) -> Path:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
-from addons.core import canonical, commands, digests, matching, preconditions, previews
+from addons.core import canonical, commands, digests, maskpreviews, matching, preconditions, previews
 from addons.core.admission import NeedsObjects, Objects, ServerRefusal
 from addons.core.approvals import Item, Preview
 from addons.core.blast import Ask, Found, What
+from addons.core.maskpreviews import Mask
 from addons.core.model import NO_USES, Identity, Operation, Reach, Uses
-from addons.core.previews import UNCOUNTED, Content, Difference, Kind, Mask, Plan
+from addons.core.previews import UNCOUNTED, Content, Difference, Kind, Plan
 from addons.net import counting, objects
 from addons.net.apiserver import ApiServer, ApiServerError
 from addons.net.objects import Had, Request
@@ -70,7 +71,7 @@ class Previewer:
         server: ApiServer,
         identity: Identity | None,
         forward_extra: AbstractSet[str] = frozenset(),
-        mask: Mask = previews.shown,
+        mask: Mask = maskpreviews.everything,
     ) -> None:
         self._server = server
         self._fetcher = objects.Fetcher(server, identity, forward_extra)

@@ -111,7 +111,8 @@ async def started(state=""):
     with taddons.context(one, loadcore=False) as tctx:
         tctx.configure(one, tollgate_state=state)
         one.server = ApiServer()
-        await one.running()
+        one.running()
+        await one.starting
         try:
             yield one, tctx
         finally:
@@ -380,7 +381,8 @@ async def test_a_state_folder_that_others_can_write(tmp_path):
     with taddons.context(one, loadcore=False):
         with pytest.raises(exceptions.OptionsError, match=r"tollgate_state: .*can be written by others"):
             one.open_store(str(tmp_path / "state"))
-        await one.running()
+        one.running()
+        await one.starting
         assert (one.ready(), inside.address()) == (False, None)
         one.server = ApiServer()
         assert cause(await ask(one, a_flow())) == (503, "approval-unavailable")
@@ -396,7 +398,8 @@ async def test_a_store_that_cannot_be_read_at_the_start(tmp_path, monkeypatch, c
     one = approve.Approve()
     with taddons.context(one, loadcore=False) as tctx:
         tctx.configure(one, tollgate_state=str(tmp_path / "state"))
-        await one.running()
+        one.running()
+        await one.starting
         assert "approvals cannot be asked for: state.db is busy" in caplog.text
         one.server = ApiServer()
         assert not one.ready()

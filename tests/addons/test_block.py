@@ -614,6 +614,15 @@ async def test_what_the_api_server_refuses_is_relayed_word_for_word(looking):
     assert (known.answered_by, known.passed) == (looking.name, set())
 
 
+async def test_what_the_api_server_refuses_is_masked(looking):
+    """It is no answer that comes back through the stack, so addons/mask.py does not see it."""
+    looking.server = ApiServer(said(422, "data: Invalid value: password=Canary-hunter2-Xq9"), thing("yes"))
+    flow = await patch(looking)
+    assert flow.response.status_code == 422
+    assert "password=**masked:" in flow.response.text
+    assert "hunter2" not in flow.response.text
+
+
 @pytest.mark.parametrize(
     ("server", "why"),
     [
@@ -1080,3 +1089,47 @@ def test_holds_of_a_rule_and_of_a_budget(action, rules, wanted):
     found = block.with_holds(verdict, Verdict(Action.HOLD, "budget", "p", holds=of("budget")))
     assert (found.action, found.rule, [h.rule for h in found.holds]) == wanted
     assert found.observed == observed
+
+
+HELD = """
+apiVersion: tollgate.dev/v1alpha1
+kind: Policy
+metadata: {name: p}
+rules:
+- {name: all, action: allow, match: {verbs: ["*"]}}
+- {name: ask, action: hold, match: {verbs: [patch]}, approval: {groups: [oncall]}}
+"""
+SECRET = "/api/v1/namespaces/shop/secrets/db"
+
+
+@pytest.mark.parametrize(
+    ("body", "media", "reason"),
+    [
+        pytest.param({"data": {"x": "**masked:1a2b3c4d**"}}, "merge-patch", "masked-value", id="what comes back"),
+        pytest.param([{"op": "test", "path": "/data/x", "value": "y"}], "json-patch", "masked-read", id="what reads"),
+        pytest.param({"metadata": {"labels": {"a": "b"}}}, "merge-patch", None, id="something else"),
+    ],
+)
+def test_nobody_is_asked_about_what_mask_refuses_anyway(context, configured, file, body, media, reason):
+    file.write_text(HELD)
+    context.configure(configured, tollgate_policies=str(file))
+    configured.asks = True
+    raw = json.dumps(body).encode()
+    flow = flow_of(classify.classify("PATCH", SECRET, {"content-type": f"application/{media}+json"}, raw))
+    configured.request(flow)
+    assert (flow.response and flow.response.headers["Tollgate-Reason"]) == reason
+    assert (STAMP in facts.of(flow).passed) is (reason is None)
+
+
+def test_a_write_to_what_is_masked_counts_as_reveal(context, configured, file):
+    file.write_text(HELD)
+    context.configure(configured, tollgate_policies=str(file))
+    configured.asks = True
+    body = {"spec": {"template": {"spec": {"containers": [{"env": [{"name": "DB_PASSWORD", "value": "guess-1x"}]}]}}}}
+    headers = {"content-type": "application/merge-patch+json"}
+    target = "/apis/apps/v1/namespaces/shop/deployments/web"
+    flow = flow_of(classify.classify("PATCH", target, headers, json.dumps(body).encode()))
+    configured.request(flow)
+    known = facts.of(flow)
+    assert Impact.REVEAL in known.operation.impacts
+    assert [hold.rule for hold in known.verdict.holds] == ["ask", "masked-field"]

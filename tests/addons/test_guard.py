@@ -368,6 +368,25 @@ def test_stamps_of_the_last_frame_do_not_pass_the_next(stacked):
     assert flow.websocket.messages[-1].dropped
 
 
+@pytest.mark.parametrize(
+    ("judged", "words", "dropped", "instead"),
+    [
+        pytest.param(True, b"", True, [b"a", b"b"], id="others go on in its place"),
+        pytest.param(False, b"other", True, None, id="not judged: nor do they"),
+        pytest.param(False, b"it", False, None, id="last words, before which nothing goes"),
+    ],
+)
+def test_frames_in_place_of_another(stacked, judged, words, dropped, instead):
+    first, last = stacked
+    flow = tflow.twebsocketflow()
+    known, message = facts.of(flow), flow.websocket.messages[-1]
+    first.websocket_message(flow)
+    message.content, known.last_words, known.instead = b"it", words, [b"a", b"b"]
+    known.judged |= stack.FULL.frame if judged else set()
+    last.websocket_message(flow)
+    assert (message.dropped, known.instead) == (dropped, instead)
+
+
 def test_raw_bytes_without_a_judged_request_are_cut_off(stacked):
     first, _ = stacked
     flow = tflow.ttcpflow()

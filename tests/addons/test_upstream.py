@@ -289,3 +289,17 @@ def test_our_group_is_nobody_elses(addon):
     one.request(flow)
     assert (flow.response.status_code, flow.response.headers["Tollgate-Reason"]) == (404, "own-group")
     assert (known.passed, known.credential) == (set(), "")
+
+
+@pytest.mark.parametrize("chunks", [None, lambda data: [data]], ids=["as they are", "by what mask makes of them"])
+def test_answers_stream(addon, chunks):
+    one, _ = addon
+    flow = a_flow()
+    flow.response = tutils.tresp()
+    known = facts.of(flow)
+    known.released, known.chunks = True, chunks
+    one.responseheaders(flow)
+    assert flow.response.stream is (chunks or True)
+    known.whole = True
+    one.responseheaders(flow)
+    assert not flow.response.stream

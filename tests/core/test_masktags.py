@@ -108,3 +108,15 @@ def test_nothing_else_is_a_tag(text):
 @given(st.binary(max_size=200), st.binary(max_size=20))
 def test_bytes_around_a_tag_do_not_hide_it(before, after):
     assert masktags.holds_tag(base64.b64encode(before + tag().encode() + after).decode())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param("a **masked:1a2b3c4d** b", "a X b", id="plain, in a text"),
+        pytest.param('{"p":"KiptYXNrZWQ6MWEyYjNjNGQqKg=="}', '{"p":"X"}', id="as base64, in a text"),
+        pytest.param("**masked:zz**", "**masked:zz**", id="none"),
+    ],
+)
+def test_replaced(text, expected):
+    assert masktags.replaced(text, "X") == expected

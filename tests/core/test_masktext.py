@@ -1,4 +1,6 @@
 import base64
+import io
+import tarfile
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +17,8 @@ PLACE = Place("pods/log", "shop", "web-1")
 VALUE = b"Xq9zKw-Pl4mNb77"
 
 
-def masker(known=None, nonce=b"n"):
-    return TextMasker(KEY, PLACE, nonce, known)
+def masker(known=None, nonce=b"n", *, same_length=False):
+    return TextMasker(KEY, PLACE, nonce, known, same_length=same_length)
 
 
 def known(*values):
@@ -167,6 +169,85 @@ class TestIdle:
         out = one.feed(b"DB_PASSWORD=correct ") + one.idle() + one.feed(b"horse staple\n")
         assert b"horse" not in out
         assert out.count(b"**masked:") == 1
+
+
+def test_release_passes_on_all_of_it():
+    one = masker()
+    one.feed(b"root@web-1:/#")
+    assert one.idle() == b""
+    assert one.release() == b"root@web-1:/#"
+    assert one.release() == b""
+    one.feed(b" password=Xq9z")
+    assert b"Xq9z" not in one.release()
+    assert b"Kw" not in one.feed(b"Kw\n")
+
+
+def test_nul_ends_a_secret():
+    """/proc/1/environ"""
+    out = masker().feed(b"PATH=/bin\0DB_PASSWORD=swordfish\0HOME=/root\0TOKEN=Xq9z\0LANG=C\n")
+    assert out.startswith(b"PATH=/bin\0DB_PASSWORD=**masked:")
+    assert b"**\0HOME=/root\0TOKEN=**masked:" in out
+    assert out.endswith(b"**\0LANG=C\n")
+
+
+def test_nul_ends_a_known_value():
+    out = masker(known(VALUE)).feed(b"a\0" + VALUE + b"\0b\n")
+    assert out == b"a\0%b\0b\n" % one_tag(VALUE)
+
+
+class TestSameLength:
+    @pytest.mark.parametrize("line", [pytest.param(line, id=name) for name, line in LINES.items()])
+    @pytest.mark.parametrize("size", [1, 3, 11, 500])
+    def test_a_line(self, line, size):
+        text = b"before\n" + line + b"\nafter\n"
+        one = masker(same_length=True)
+        out = b"".join([*map(one.feed, split(text, size)), one.finish()])
+        assert len(out) == len(text)
+        assert b"Xq9z" not in out
+        assert b"a1B2" not in out
+        assert out.startswith(b"before\n")
+        assert out.endswith(b"\nafter\n")
+
+    def test_a_short_secret(self):
+        assert masker(same_length=True).feed(b"password=ab\npassword=abcdefghijk\n") == (
+            b"password=**\npassword=**masked:%b\n" % masker(same_length=True).feed(b"password=abcdefghijk\n")[-3:-1]
+        )
+
+    @pytest.mark.parametrize("size", [1, 7, 512, 10240])
+    def test_an_archive_stays_one(self, size):
+        files = {
+            "env": b"LOG=info\nDB_PASSWORD=swordfish horse",  # no newline at its end: padding follows
+            "key": canaries.PRIVATE_KEY.encode()[:-30],  # torn
+            "token": b"  " + canaries.JWT.encode(),
+            "binary": bytes(range(256)) * 40,
+            "known": VALUE,
+        }
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name, content in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        one = masker(known(VALUE), same_length=True)
+        out = b"".join([*map(one.feed, split(packed.getvalue(), size)), one.finish()])
+        assert len(out) == len(packed.getvalue())
+        assert not [s for s in (b"swordfish", b"horse", b"MIIEow", b"c2lnbmF0", VALUE) if s in out]
+        with tarfile.open(fileobj=io.BytesIO(out)) as archive:
+            found = {info.name: archive.extractfile(info).read() for info in archive}
+        assert {name: len(content) for name, content in found.items()} == {n: len(c) for n, c in files.items()}
+        assert found["binary"] == files["binary"]
+        assert found["env"].startswith(b"LOG=info\nDB_PASSWORD=**masked:")
+
+    @settings(deadline=None)
+    @given(st.lists(st.one_of(st.binary(max_size=40), st.sampled_from(list(LINES.values()))), max_size=9), st.randoms())
+    def test_whatever_comes(self, pieces, generator):
+        one, out, text = masker(same_length=True), b"", b"".join(pieces)
+        while len(out) + one.pending < len(text):
+            at = len(out) + one.pending
+            out += one.feed(text[at : at + generator.randint(1, 60)])
+            if generator.random() < 0.3:
+                out += one.idle()
+        assert len(out + one.finish()) == len(text)
 
 
 def one_tag(value):

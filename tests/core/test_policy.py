@@ -610,3 +610,103 @@ def held(*rules, message=""):
 )
 def test_stays_open(was, now, stays):
     assert policy.stays_open(was, now) is stays
+
+
+# ----- what the gateway itself holds -----
+
+PASSWORD = {"spec": {"template": {"spec": {"containers": [{"env": [{"name": "DB_PASSWORD", "value": "hunter2x"}]}]}}}}
+BLIND = operation(
+    "patch", "secrets", "shop", "db", body={"data": {"password": "eA=="}}, media_type="application/merge-patch+json"
+)
+ENVIRONMENT = operation("update", "deployments", group="apps", body=PASSWORD)
+# Terms that somebody could satisfy; about something else.
+ASKS = {**hold(verbs=["create"], resources=["limitranges"]), "approval": {"groups": ["oncall"]}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "op", "expected"),
+    [
+        pytest.param([allow(), ASKS], BLIND, (Action.HOLD, "masked-field"), id="a Secret's value"),
+        pytest.param([allow(), ASKS], replace(BLIND, dry_run=True), (Action.HOLD, "masked-field"), id="as a dry run"),
+        pytest.param([allow(), ASKS], ENVIRONMENT, (Action.HOLD, "masked-field"), id="an environment"),
+        pytest.param([allow()], BLIND, (Action.DENY, "masked-field"), id="nobody could be asked"),
+        pytest.param([deny(), ASKS], BLIND, (Action.DENY, "r0"), id="denied"),
+        pytest.param([ASKS], BLIND, (Action.DENY, ""), id="no rule allows it"),
+        pytest.param(
+            [allow(), ASKS], replace(BLIND, body={"metadata": {"labels": {}}}), (Action.ALLOW, "r0"), id="a label"
+        ),
+        pytest.param(
+            [allow(), ASKS],
+            replace(BLIND, info=replace(BLIND.info, verb="create")),
+            (Action.ALLOW, "r0"),
+            id="a new one",
+        ),
+        pytest.param([allow(), ASKS], replace(BLIND, body=None), (Action.ALLOW, "r0"), id="nothing"),
+    ],
+)
+def test_writes_to_what_is_masked_are_held(rules, op, expected):
+    assert judged(one(*rules), op) == expected
+
+
+def test_people_write_what_they_see():
+    policies = one(allow(), ASKS, people='identity.username == "ann"')
+    assert judged(policies, BLIND, PERSON) == (Action.ALLOW, "r0")
+
+
+def test_a_mask_rule_lifts_it():
+    free = [{"name": "free", "match": {"resources": ["secrets"], "users": ["agent"]}, "writes": "allow"}]
+    assert judged(one(allow(), ASKS, mask=free), BLIND) == (Action.ALLOW, "r0")
+
+
+def test_it_stands_beside_the_rules_own_holds():
+    policies = one(allow(), hold(resources=["secrets"]))
+    found = verdict(policies, AGENT, BLIND)
+    assert [(h.policy, h.rule) for h in found.holds] == [("p", "r1"), ("tollgate", "masked-field")]
+
+
+def test_it_counts_as_reveal():
+    policies = one(allow(), deny(impacts=["reveal"]))
+    assert judged(policies, replace(ENVIRONMENT)) == (Action.DENY, "r1")
+    assert Impact.REVEAL in policies.revealing(AGENT, ENVIRONMENT).impacts
+    assert policies.revealing(AGENT, GET) is GET
+
+
+def test_what_only_observes_lifts_and_names_nothing():
+    policies = load(document([allow()]), document([ASKS], "q", mode="observe"))
+    assert judged(policies, BLIND) == (Action.DENY, "masked-field")
+
+
+def terms(**approval):
+    return {**hold(verbs=["create"], resources=["limitranges"]), "approval": approval}
+
+
+def test_it_asks_everybody_on_the_strictest_terms():
+    policies = one(
+        allow(),
+        terms(
+            groups=["a"],
+            needed=2,
+            wait="10s",
+            valid="5m",
+            maxTokenAge="10m",
+            claims='"mfa" in claims.amr',
+            cooldown="1h",
+        ),
+        terms(
+            users=["b"], wait="20s", require="reason", claims='claims.x == "y"', owner="identity.username", maxPending=2
+        ),
+    )
+    found = verdict(policies, AGENT, BLIND).holds[0].approval
+    assert found == Approval(
+        groups=("a",),
+        users=("b",),
+        needed=2,
+        wait=10,
+        valid=300,
+        max_token_age=600,
+        claims='("mfa" in claims.amr) && (claims.x == "y")',
+        owner="identity.username",
+        require_reason=True,
+        max_pending=2,
+        cooldown=3600,
+    )

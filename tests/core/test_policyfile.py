@@ -99,6 +99,11 @@ def test_people_alone_are_a_policy():
             id="rule twice",
         ),
         pytest.param(
+            GOOD.replace("name: p", "name: tollgate"),
+            "metadata.name: 'tollgate' names what the gateway itself decides",
+            id="the gateway's own name",
+        ),
+        pytest.param(
             GOOD + "---\n" + GOOD,
             "f.yaml:7: metadata.name: another policy is called 'p': f.yaml:1",
             id="twice",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from addons.core import canonical, previews
 from addons.core.classify import classify
 from addons.core.model import Reach, Uses
-from addons.core.previews import CHANGES, MASKED, UNCOUNTED, Content, Difference, Kind, Plan
+from addons.core.previews import UNCOUNTED, Content, Difference, Kind, Plan
 
 NS = "/api/v1/namespaces/shop"
 POD = f"{NS}/pods/web-1"
@@ -118,70 +118,6 @@ def a_secret(value=CODED, **more):
         "data": {"password": value},
         **more,
     }
-
-
-def test_a_changed_value_is_told_and_not_shown():
-    before, after = previews.shown("secrets", a_secret(), a_secret("other"))
-    assert before["data"] == {"password": MASKED}
-    assert after["data"] == {"password": CHANGES}
-    assert after["metadata"]["annotations"] == {LAST_APPLIED: CHANGES, "note": CHANGES}
-    assert after["metadata"]["labels"] == {"app": "db"}
-    assert after["type"] == "Opaque"
-
-
-def test_the_same_value_does_not_change():
-    before, after = previews.shown("secrets", a_secret(), a_secret())
-    assert before == after
-
-
-def test_nothing_is_changed_in_place():
-    secret = a_secret()
-    previews.shown("secrets", secret, secret)
-    assert secret == a_secret()
-
-
-@pytest.mark.parametrize(
-    ("resource", "content"),
-    [
-        pytest.param("secrets", a_secret(), id="a Secret"),
-        pytest.param("secrets", {"data": CODED, "stringData": [CANARY]}, id="in another shape"),
-        pytest.param("secrets", {"kind": [CANARY], "type": {"x": CANARY}, "new": CANARY}, id="in odd places"),
-        pytest.param("secrets", {"metadata": CANARY}, id="metadata that is none"),
-        pytest.param("secrets", {"metadata": {"x": {"y": [CANARY]}}}, id="below metadata"),
-        pytest.param("secrets", CANARY, id="a text"),
-        pytest.param("secrets", [{"op": "add", "path": "/data/x", "value": CODED}], id="a JSON patch"),
-        pytest.param("secrets", [CANARY], id="a list"),
-        pytest.param("secrets/status", {"data": {"x": CODED}}, id="of a subresource"),
-        pytest.param("things.x.io", a_secret(), id="its kind says so"),
-        pytest.param(
-            "configmaps", {"metadata": {"annotations": {LAST_APPLIED: CANARY}}}, id="what kubectl apply leaves"
-        ),
-        pytest.param(
-            "configmaps",
-            [{"op": "add", "path": f"/metadata/annotations/{LAST_APPLIED.replace('/', '~1')}", "value": CANARY}],
-            id="what a JSON patch puts there",
-        ),
-        pytest.param(
-            "configmaps",
-            [{"op": "add", "path": "/metadata/annotations", "value": {LAST_APPLIED: CANARY}}],
-            id="or above it",
-        ),
-        pytest.param("deployments.apps", {"x": [{"y": {LAST_APPLIED: [CANARY]}}]}, id="deep inside"),
-    ],
-)
-def test_no_value_of_a_secret(resource, content):
-    text = json.dumps(previews.shown(resource, content, content))
-    assert CANARY not in text
-    assert CODED not in text
-
-
-def test_a_key_that_goes_is_shown():
-    assert previews.shown("secrets", {"data": {"x": None}})[0] == {"data": {"x": None}}
-
-
-def test_other_objects_are_as_they_are():
-    content = {"kind": "ConfigMap", "data": {"password": "x"}, "l": [1, {"a": None}]}
-    assert previews.shown("configmaps", content)[0] == content
 
 
 values = st.recursive(

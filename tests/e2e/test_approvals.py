@@ -362,14 +362,15 @@ def test_the_object_changed_since(stage, name):
     """The bytes are the same, what they do is not: what was approved is void."""
     plane = stage.controlplane
     plane.run_kubectl("create", "namespace", name)
-    plane.run_kubectl("create", "configmap", "c", "-n", name, "--from-literal=image=good:1")
+    plane.run_kubectl("create", "configmap", "c", "-n", name)
+    plane.run_kubectl("label", "configmap", "c", "-n", name, "image=good-1")
     path = f"/api/v1/namespaces/{name}/configmaps/c"
-    patch = json.dumps([{"op": "copy", "from": "/data/image", "path": "/data/deployed"}]).encode()
+    patch = json.dumps([{"op": "copy", "from": "/metadata/labels/image", "path": "/metadata/labels/deployed"}]).encode()
     headers = {"Content-Type": "application/json-patch+json"}
     assert stage.request("PATCH", path, body=patch, headers=headers).reason == "approval-pending"
     approval = stage.pending(name)["metadata"]["name"]
     stage.decide(approval, "Approved")
-    plane.run_kubectl("patch", "configmap", "c", "-n", name, "-p", '{"data":{"image":"evil:1"}}')
+    plane.run_kubectl("label", "configmap", "c", "-n", name, "image=evil-1", "--overwrite")
     since = plane.audit_position()
     void = stage.request("PATCH", path, body=patch, headers=headers)
     assert void.status == 403

@@ -31,6 +31,7 @@ NAMES = (f"fault-{n}" for n in itertools.count())
 AGENT = "tollgate:system:serviceaccount:agents:ci-agent"
 MAPS = "/api/v1/namespaces/shop/configmaps"
 SETTINGS = f"{MAPS}/settings"
+STREAMED = "/version"  # holds nothing secret, so it is not kept and masked as a whole
 CONTENT = b"Welcome to the shop"  # what is in it
 
 # Every hook of every addon, by what must hold when it raises. `mitmproxy` logs the exception, skips the
@@ -45,6 +46,7 @@ REQUEST = [
     ("tollgate_classify", "request"),
     ("tollgate_block", "request"),
     ("tollgate_approve", "request"),
+    ("tollgate_mask", "request"),
     ("tollgate_upstream", "request"),
     ("tollgate_last_word", "request"),
 ]
@@ -54,6 +56,7 @@ HEAD = [
     ("tollgate_authenticate", "responseheaders"),
     ("tollgate_block", "responseheaders"),
     ("tollgate_approve", "responseheaders"),
+    ("tollgate_mask", "responseheaders"),
     ("tollgate_upstream", "responseheaders"),
     ("tollgate_last_word", "responseheaders"),
 ]
@@ -64,6 +67,7 @@ END = [
     ("tollgate_classify", "response"),
     ("tollgate_block", "response"),
     ("tollgate_approve", "response"),
+    ("tollgate_mask", "response"),
     ("tollgate_upstream", "response"),
     ("tollgate_last_word", "response"),
 ]
@@ -71,12 +75,14 @@ END = [
 FRAME = [
     ("tollgate_guard", "websocket_message"),
     ("tollgate_authenticate", "websocket_message"),
+    ("tollgate_mask", "websocket_message"),
     ("tollgate_last_word", "websocket_message"),
 ]
 RAW = [
     ("tollgate_guard", "tcp_start"),
     ("tollgate_guard", "tcp_message"),
     ("tollgate_authenticate", "tcp_message"),
+    ("tollgate_mask", "tcp_message"),
     ("tollgate_last_word", "tcp_message"),
 ]
 # Connections, before anything is sent on them: what is judged passes, nothing else does.
@@ -97,12 +103,14 @@ AFTER_ERROR = [
     ("tollgate_authenticate", "error"),
     ("tollgate_block", "error"),
     ("tollgate_approve", "error"),
+    ("tollgate_mask", "error"),
     ("tollgate_last_word", "error"),
 ]
 AFTER_WEBSOCKET = [
     ("tollgate_authenticate", "websocket_end"),
     ("tollgate_block", "websocket_end"),
     ("tollgate_approve", "websocket_end"),
+    ("tollgate_mask", "websocket_end"),
     ("tollgate_last_word", "websocket_end"),
 ]
 # Start and configuration. At the start the process leaves; when a script is loaded again while running,
@@ -123,6 +131,9 @@ LIFECYCLE = [
     ("tollgate_approve", "load", "refused"),
     ("tollgate_approve", "configure", "judged"),  # what is held is refused then
     ("tollgate_approve", "running", "judged"),  # likewise
+    ("tollgate_mask", "load", "refused"),
+    ("tollgate_mask", "configure", "refused"),
+    ("tollgate_mask", "running", "judged"),  # without threads of its own, and patterns compiled when first used
     ("tollgate_upstream", "load", "refused"),
     ("tollgate_upstream", "configure", "refused"),
     ("tollgate_upstream", "running", "judged"),  # the API server's credential is kept fresh by another's start of it
@@ -137,6 +148,7 @@ DONE = [
     ("tollgate_authenticate", "done"),
     ("tollgate_block", "done"),
     ("tollgate_approve", "done"),
+    ("tollgate_mask", "done"),
 ]
 
 
@@ -250,9 +262,10 @@ def make_stage(controlplane, gateway_kubeconfig, tmp_path_factory):
     token = controlplane.token("agents", "ci-agent")
 
     @contextlib.contextmanager
-    def make(*more):
+    def make(*more, policy=NEARLY_EVERYTHING):
         folder = tmp_path_factory.mktemp("faults")
         root, fault = prepare(folder)
+        (folder / "policy.yaml").write_text(policy)
         arguments = [
             "--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml"), *more,
             "--", "-s", str(Path(__file__).with_name("faults.py")),
@@ -272,7 +285,8 @@ def stage(make_stage):
 
 @pytest.fixture(scope="module")
 def spdy_stage(make_stage):
-    with make_stage("--allow-spdy") as one:
+    unmasked = NEARLY_EVERYTHING.replace(policies.EVERYTHING, policies.UNMASKED)
+    with make_stage("--allow-spdy", policy=unmasked) as one:
         until(one.works, one.gateway)
         yield one
 
@@ -349,9 +363,19 @@ def test_an_exception_at_the_head_of_an_upgrade(stage, broken, addon, hook):
 @pytest.mark.parametrize(("addon", "hook"), END)
 async def test_an_exception_at_the_end_of_an_answer(stage, broken, addon, hook):
     broken(f"{addon} {hook}")
-    assert stage.request("GET", SETTINGS).status == 0  # its body broke off
-    answer = await over_http2(stage, SETTINGS)
+    assert stage.request("GET", STREAMED).status == 0  # its body broke off
+    answer = await over_http2(stage, STREAMED)
     assert answer.reset not in (None, 0)
+    assert stage.fired() == {f"{addon} {hook}"}
+
+
+@pytest.mark.parametrize("http", [1, 2])
+@pytest.mark.parametrize(("addon", "hook"), END)
+async def test_an_exception_at_the_end_of_an_answer_that_is_masked(stage, broken, addon, hook, http):
+    broken(f"{addon} {hook}")
+    answer = stage.request("GET", SETTINGS) if http == 1 else await over_http2(stage, SETTINGS)
+    assert answer.status == 502
+    assert CONTENT not in answer.body
     assert stage.fired() == {f"{addon} {hook}"}
 
 
@@ -381,7 +405,10 @@ BOTH_WORDS = [
 @pytest.mark.parametrize(("faults", "status"), BOTH_WORDS)
 def test_an_exception_in_both_words_of_the_guard_on_the_way_back(stage, broken, faults, status):
     broken(*faults)
-    assert stage.request("GET", SETTINGS).status == status
+    assert stage.request("GET", STREAMED).status == status
+    answer = stage.request("GET", SETTINGS)
+    assert answer.status == 502
+    assert CONTENT not in answer.body
     assert stage.handshake().status == 502
     assert stage.fired() == set(faults)
 
@@ -584,7 +611,7 @@ def test_an_exception_when_a_script_is_left(make_stage, addon, hook, leave):
     assert one.gateway.process.returncode == 0  # it leaves when told to, and had not to be killed
 
 
-SCRIPTS = ["guard", "authenticate", "classify", "block", "approve", "upstream"]
+SCRIPTS = ["guard", "authenticate", "classify", "block", "approve", "mask", "upstream"]
 
 
 def is_refused(stage):

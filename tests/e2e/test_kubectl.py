@@ -21,6 +21,16 @@ def config(open_gateway, agent_token):
     return open_gateway.kubeconfig("agent", agent_token, namespace="shop")
 
 
+@pytest.fixture(scope="module")
+def unmasked(gateway_kubeconfig, agent_token, tmp_path_factory):
+    """Of a gateway that lets SPDY pass and masks nothing."""
+    folder = tmp_path_factory.mktemp("unmasked")
+    (folder / "policy.yaml").write_text(policies.UNMASKED)
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml"), "--allow-spdy"]
+    with gateway.running(folder, *arguments) as one:
+        yield one.kubeconfig("agent", agent_token, namespace="shop")
+
+
 @pytest.fixture
 def kubectl(controlplane, config, kubectl_program):
     def run(*args, **more):
@@ -34,7 +44,7 @@ def start(controlplane, config, kubectl_program, tmp_path):
     """Start kubectl in the background, its output in a file; ended when the test is."""
     running = []
 
-    def begin(*args):
+    def begin(*args, config=config):
         out = tmp_path / f"out-{len(running)}"
         with out.open("wb") as f:
             process = subprocess.Popen(
@@ -138,9 +148,9 @@ def test_cp(kubectl, controlplane, pod, tmp_path):
     assert (tmp_path / "here").read_text() == "content"
 
 
-def test_port_forward(start, pod):
+def test_port_forward(start, pod, unmasked):
     port = gateway.free_port()
-    _, out = start("port-forward", pod, f"{port}:80")
+    _, out = start("port-forward", pod, f"{port}:80", config=unmasked)
     until(lambda: "Forwarding" in out.read_text(), out.read_text)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
         assert answer.read() == POD_GREETING
@@ -153,15 +163,11 @@ def test_spdy_is_refused_with_a_sentence(kubectl, pod):
     assert "kubectl 1.31 or newer" in done.stderr
 
 
-def test_spdy_passes_with_the_option(controlplane, gateway_kubeconfig, agent_token, kubectl_program, pod, tmp_path):
-    (tmp_path / "policy.yaml").write_text(policies.EVERYTHING)
-    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(tmp_path / "policy.yaml"), "--allow-spdy"]
-    with gateway.running(tmp_path / "gw", *arguments) as spdy:
-        done = controlplane.run_kubectl(
-            "exec", "-n", "shop", pod, "--", "echo", "over SPDY",
-            kubeconfig=spdy.kubeconfig("agent", agent_token), program=kubectl_program,
-            env={"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"},
-        )  # fmt: skip
+def test_spdy_passes_with_the_option(controlplane, unmasked, kubectl_program, pod):
+    done = controlplane.run_kubectl(
+        "exec", pod, "--", "echo", "over SPDY", kubeconfig=unmasked, program=kubectl_program,
+        env={"KUBECTL_REMOTE_COMMAND_WEBSOCKETS": "false"},
+    )  # fmt: skip
     assert done.stdout == "over SPDY\n"
 
 

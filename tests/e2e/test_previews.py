@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from addons.core import canonical, digests
+from addons.core import canonical, digests, maskdetect
 from addons.core.approvals import Item
 from addons.core.classify import classify
 from addons.core.model import Identity, Reach
@@ -20,6 +20,7 @@ from addons.core.preconditions import with_preconditions
 from addons.net import apiserver
 from addons.net.objects import Request
 from addons.net.previews import Checked, Previewer
+from tests.e2e import gateway
 
 pytestmark = pytest.mark.e2e
 
@@ -32,6 +33,12 @@ CANARY = "Y2FuYXJ5LWluLWEtc2VjcmV0"  # base64 of a sentence
 JSON_PATCH, MERGE = "application/json-patch+json", "application/merge-patch+json"
 STRATEGIC, APPLY = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
 POD = {"nodeName": "node-1", "terminationGracePeriodSeconds": 0, "containers": [{"name": "c", "image": "good:1"}]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patterns():
+    """A preview has three seconds; a gateway has these ready before it opens its port."""
+    maskdetect.warm(str(gateway.patterns()))
 
 
 @pytest.fixture
@@ -84,6 +91,9 @@ def deployment(name, *containers, **annotations):
     return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec}
 
 
+REVISION = "deployment.kubernetes.io/revision"
+
+
 def deployments(namespace):
     return f"/apis/apps/v1/namespaces/{namespace}/deployments"
 
@@ -92,6 +102,11 @@ async def test_a_patch_that_copies_what_somebody_changes_meanwhile(controlplane,
     """Approved with one image it would apply another: no byte of the request is different."""
     root = deployments(namespace)
     controlplane.api("POST", root, deployment("web", {"name": "c", "image": "old:1"}, image="good:1"))
+    # Its controller puts an annotation on it, which is a change like any other.
+    deadline = time.monotonic() + 10
+    while REVISION not in controlplane.api("GET", f"{root}/web")["metadata"]["annotations"]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
     copy = {"op": "copy", "from": "/metadata/annotations/image", "path": "/spec/template/spec/containers/0/image"}
     request = ("PATCH", f"{root}/web", [copy], JSON_PATCH)
     seen = await preview(server, *request)

@@ -24,7 +24,7 @@ GRACE = 4  # seconds from the change to kubectl's end: one until it is seen, and
 @pytest.fixture
 def policy(tmp_path):
     file = tmp_path / "policy.yaml"
-    file.write_text(policies.EVERYTHING)
+    file.write_text(policies.UNMASKED)
     return file
 
 
@@ -78,7 +78,7 @@ def test_open_streams_end_with_the_rule_that_refuses_them(controlplane, running,
     until(lambda: pod in out.read_text(), out.read_text)
 
     new = policy.with_suffix(".new")
-    new.write_text(policies.EVERYTHING + DENIALS)
+    new.write_text(policies.UNMASKED + DENIALS)
     os.replace(new, policy)  # noqa: PTH105 (one step, as editors and Kubernetes' mounts do)
     changed = time.monotonic()
     for process, _ in streams.values():

@@ -1,7 +1,7 @@
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from addons.cli import approvalviews as views
@@ -145,6 +145,7 @@ ODD = st.fixed_dictionaries(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw builds all strategies; machines are busy
 @given(ODD)
 def test_whatever_a_server_sends_is_shown(item):
     views.row(item, NOW)

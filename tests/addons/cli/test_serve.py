@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from addons.cli import serve
+from addons.core import stack
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -43,8 +44,8 @@ def test_the_command_line(plan):
     assert "reverse:https://k8s.example:6443" in made.argv
     assert "--no-server" in made.argv  # the guard opens the port
     scripts = [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
-    assert scripts == ["guard.py", "authenticate.py", "classify.py", "block.py", "approve.py", "upstream.py"]
-    assert settings(made)["tollgate_stack"] == "authenticate,classify,block,approve,upstream"
+    assert scripts == [f"{name}.py" for name in ("guard", *stack.ORDER)]
+    assert settings(made)["tollgate_stack"] == ",".join(stack.ORDER)
     assert made.argv[-1] == "--set=x=y"
     assert "very-secret" not in made.command()
 

@@ -4,7 +4,7 @@ import ssl
 import h2.events
 
 from addons.mitm import backpressure
-from tests import http2, proxy
+from tests import http2, proxy, websocket
 
 CHUNK = b"x" * 65536
 MANY = 64 * 1024 * 1024 // len(CHUNK)  # 64 MiB
@@ -66,3 +66,34 @@ async def test_a_slow_client_slows_the_server_down(tls, confdir):
         assert len(answer.body) == MANY * len(CHUNK)
         await client.close()
     listener.close()
+
+
+async def test_slow_hooks_slow_the_server_down(tls, confdir):
+    """mitmproxy reads on while a hook of a frame runs."""
+    sent, go_on = 0, asyncio.Event()
+
+    class Waits:
+        name = "waits"
+
+        async def websocket_message(self, flow):
+            await go_on.wait()
+            del flow.websocket.messages[:-1]
+
+    async def floods(peer):
+        nonlocal sent
+        for _ in range(MANY):
+            await peer.send(CHUNK)
+            sent += len(CHUNK)
+        await peer.close()
+        await peer.to_the_end()
+
+    async with websocket.connected(tls, confdir, floods, Waits()) as client:
+        client.keep = False
+        before = -1
+        while sent != before:
+            before = sent
+            await asyncio.sleep(0.3)
+        assert sent < backpressure.MOST_UNJUDGED + 16 * 1024 * 1024  # and the sockets' own buffers
+        go_on.set()
+        await client.to_the_end(60)
+        assert client.bytes_received == MANY * len(CHUNK)

@@ -1,6 +1,8 @@
 import json
 
-from addons.core import status
+import pytest
+
+from addons.core import maskanswers, status
 from addons.mitm import answers
 from tests import http2, proxy
 
@@ -47,3 +49,36 @@ async def test_the_body_of_a_refused_request_is_not_kept(tls, confdir):
         answer = await client.request("/big", method="POST", body=b"y" * 50_000)
     assert answer.status == 401
     assert addon.kept == 0
+
+
+class Keeps:
+    """Keeps the whole answer, as approve and mask do."""
+
+    name = "keeps"
+
+    def response(self, flow):
+        self.kept = len(flow.response.raw_content)
+
+
+@pytest.mark.parametrize("length", [(), (("content-length", "300000"),)], ids=["no length", "a length"])
+async def test_an_answer_that_is_kept_has_a_limit(tls, confdir, monkeypatch, length):
+    monkeypatch.setattr(maskanswers, "MAX_WHOLE", 200_000)
+    asked = {}
+
+    def answer(peer, sid, head):
+        asked[sid] = peer
+        peer.connection.send_headers(sid, [(":status", "200"), *length])
+        for _ in range(3):
+            peer.connection.send_data(sid, b"x" * 100_000)
+        peer.flush()
+
+    addon = Keeps()
+    async with (
+        http2.server(tls.combined, answer) as (upstream, _),
+        proxy.running(upstream, tls.combined, tls.ca_file, confdir, addon) as port,
+        http2.connect(port, tls.ca_file) as client,
+    ):
+        found = await client.request("/big")
+        assert found.status == 502
+        assert json.loads(found.body)["message"] == maskanswers.TOO_LARGE.message
+        assert not hasattr(addon, "kept")

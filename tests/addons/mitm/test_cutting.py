@@ -4,7 +4,7 @@ import json
 from addons.core import facts, status
 from addons.core.model import Impact, Operation, RequestInfo
 from addons.mitm import cutting
-from tests import http1, http2, proxy
+from tests import http1, http2, proxy, websocket
 
 EXPIRED = status.Refusal(403, "expired", "tollgate: your token has expired; get a new one")
 
@@ -98,6 +98,30 @@ async def test_what_is_over_can_be_cut_without_harm(tls, confdir):
         await neighbour.until(lambda a: a.body)
 
     await through(tls, confdir, test)
+
+
+async def test_the_first_words_stand(tls, confdir):
+    """Cut twice, and the second time while the first words are on their way."""
+    flows = []
+
+    class Notes:
+        name = "notes"
+
+        def websocket_start(self, flow):
+            flows.append(flow)
+
+    async def serve(peer):
+        await peer.send(b"\x01hello\n")
+        await peer.to_the_end()
+
+    async with websocket.connected(tls, confdir, serve, Notes()) as peer:
+        await peer.until(lambda: bool(peer.received))
+        cutting.cut(flows[0], EXPIRED)
+        cutting.cut(flows[0], status.Refusal(502, "other", "tollgate: other words"))
+        await peer.to_the_end()
+    _, words = peer.received
+    assert json.loads(words[1:])["message"] == EXPIRED.message
+    assert peer.code == 1000
 
 
 class Cuts:

@@ -39,3 +39,19 @@ def test_combined_files_are_named_by_content(tmp_path):
     assert first.read_bytes() == b"A\nB\n"
     (tmp_path / "a").write_text("rotated\n")
     assert files.combine(tmp_path, str(tmp_path / "a"), str(tmp_path / "b")) != first
+
+
+def test_made_once(tmp_path):
+    path = tmp_path / "f"
+    assert files.make_once(path, b"first") == b"first"
+    assert files.make_once(path, b"second") == b"first"
+    assert mode(path) == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_made_once_by_two_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    monkeypatch.setattr(files.Path, "exists", lambda self: False)  # both saw that it was not there
+    assert files.make_once(path, b"first") == b"first"
+    assert files.make_once(path, b"second") == b"first"
+    assert list(tmp_path.iterdir()) == [path]
