@@ -41,7 +41,7 @@ from addons.core.masklines import EventMasker
 from addons.core.masktext import TextMasker
 from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet, describe
-from addons.mitm import answers, bodies, cutting, injecting, maskframes, options
+from addons.mitm import answers, bodies, cutting, injecting, maskframes, options, seal
 from addons.mitm.maskframes import Frames
 from addons.mitm.maskstreams import Stream, TextStream
 from addons.net import files, maskkeys
@@ -178,6 +178,7 @@ class Mask:
         protocols = subprotocols(flow.request.headers)
         refusal = (
             refusal
+            or (seal.CHANGED if seal.is_broken(flow) else None)
             or (NO_KEY if not self.key else None)
             or maskwrites.reads_back(operation, exchange.level)
             or maskchannels.refusal(operation, exchange.level, protocols)
@@ -190,6 +191,7 @@ class Mask:
             flow.request.headers["accept"] = maskanswers.accept(flow.request.headers.get_all("accept"))
         if operation.upgrade == "websocket" and maskchannels.masks(exchange.level):
             flow.request.headers["sec-websocket-protocol"] = ", ".join(maskchannels.offered(protocols))
+        seal.put(flow)
         # Last on purpose: addons/guard.py stops every flow that did not pass here.
         known.passed.add((self.name, "request"))
 

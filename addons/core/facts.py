@@ -42,6 +42,7 @@ class Facts:
         "audit_id",
         "chunks",
         "credential",
+        "edited",
         "frame",
         "head_released",
         "held_for",
@@ -91,9 +92,10 @@ class Facts:
         # The guard's last word again: the answer may begin to stream; it may go on as a whole, or end.
         self.head_released = False
         self.answer_released = False
-        # What the last addon of the stack left to be sent; a change after it (an operator's edit in
-        # mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
+        # What the last addon that read or changed the request left; a change after it (an operator's edit
+        # in mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
         self.sealed: Any = None
+        self.edited = False  # by hand at the console, before it was judged
         # One frame at a time: which addons have judged the one that is being handled.
         self.judged: set[str] = set()
         self.frame: Any = None  # the one that may go on: the guard's last word
