@@ -318,6 +318,7 @@ class Approve:
         if outcome.verdict is not None:
             known.verdict = outcome.verdict
         known.approval = outcome.by
+        known.approvers = approvers_of(outcome)
         if outcome.digest:
             self.spent[flow] = outcome
         if outcome.grants:
@@ -556,6 +557,14 @@ class Approve:
             logger.error("approval %s: %s", name, e)
             return
         logger.warning("approval %s: %s by %s", name, "approved" if approved else "denied", decider.identity.username)
+
+
+def approvers_of(outcome: Outcome) -> tuple[str, ...]:
+    """Who said yes, to this or to the grants that let it pass; each once."""
+    decisions = outcome.record.decisions if outcome.record is not None else ()
+    names = [one.username for one in decisions if one.approved]
+    names += [name for grant in outcome.grants for name in grant.approvers]
+    return tuple(dict.fromkeys(names))
 
 
 def current(known: facts.Facts) -> PolicySet:

@@ -88,13 +88,13 @@ class Level(enum.StrEnum):
     FULL = "RequestResponse"
 
 
-_LEVEL_WORDS = {"metadata": Level.METADATA, "request": Level.REQUEST, "full": Level.FULL}
+LEVEL_WORDS = {"metadata": Level.METADATA, "request": Level.REQUEST, "full": Level.FULL}
 _READS = frozenset({Impact.META, Impact.READ, Impact.REVEAL})
 
 
 def level(word: str) -> Level:
     """The level that a rule names: metadata, request or full. Raises KeyError."""
-    return _LEVEL_WORDS[word]
+    return LEVEL_WORDS[word]
 
 
 def default_level(operation: Operation) -> Level:

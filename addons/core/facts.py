@@ -39,6 +39,7 @@ class Facts:
         "answer_released",
         "answered_by",
         "approval",
+        "approvers",
         "audit_id",
         "chunks",
         "credential",
@@ -79,6 +80,7 @@ class Facts:
         self.policies: Callable[[], PolicySet] | None = None  # those of the moment it is called
         self.held_for = ""  # name of the approval that a client waits for
         self.approval = ""  # name of the approval or grant that let a held request pass
+        self.approvers: tuple[str, ...] = ()  # who said yes
         self.served_here: tuple[str, int] | None = None  # address of a server in this process, instead of upstream's
         self.whole = False  # an addon needs the answer's whole body: it is not streamed
         # What each chunk of a streamed answer becomes on its way to the client; b"" is the end.
