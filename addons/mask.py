@@ -240,7 +240,8 @@ class Mask:
         proxied = maskanswers.is_proxied(known.need_operation())
         if form is Form.TEXT and (proxied or not (failed and maskanswers.is_json(content_type))):
             if exchange.level.builtin:
-                self.mask_stream(flow, known, TextStream(flow, self.text_masker(exchange), maskanswers.STREAM_BROKEN))
+                masker = self.text_masker(exchange, cut_short=maskanswers.is_cut_short(flow.request.query))
+                self.mask_stream(flow, known, TextStream(flow, masker, maskanswers.STREAM_BROKEN))
         elif form is Form.EVENTS and not failed:
             masker = EventMasker(exchange.place, self.key, exchange.level, self.learner(known, exchange))
             self.mask_stream(flow, known, Stream(flow, masker, maskanswers.STREAM_BROKEN))
@@ -255,9 +256,10 @@ class Mask:
         fields = []
         for name, value in flow.response.headers.fields:
             lower = name.lower()
+            mask_value = maskanswers.warning if lower == b"warning" else maskanswers.header
             if lower == b"warning" or (proxied and lower.decode("latin-1") not in _FRAMING):
                 text = value.decode("latin-1")
-                value = maskanswers.header(text, exchange.place, self.key, exchange.level).encode("latin-1")
+                value = mask_value(text, exchange.place, self.key, exchange.level).encode("latin-1")
             fields.append((name, value))
         flow.response.headers = http.Headers(fields)
 
@@ -272,10 +274,11 @@ class Mask:
         drop_validators(response.headers)
         self.streams[flow], known.chunks = stream, stream
 
-    def text_masker(self, exchange: Exchange, *, same_length: bool = False) -> TextMasker:
+    def text_masker(self, exchange: Exchange, *, same_length: bool = False, cut_short: bool = False) -> TextMasker:
         """A new one for each stream (stdout, stderr, a log), with a nonce of its own."""
         known = self.memory.known if self.memory is not None else None
-        return TextMasker(self.key, exchange.place, secrets.token_bytes(8), known, same_length=same_length)
+        nonce = secrets.token_bytes(8)
+        return TextMasker(self.key, exchange.place, nonce, known, same_length=same_length, cut_short=cut_short)
 
     def learner(self, known: facts.Facts, exchange: Exchange) -> Callable[[Any], None] | None:
         operation = known.need_operation()

@@ -9,7 +9,7 @@ servers were tried and do not notice).
 import enum
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from addons.core import masking, masktags, resources, status, strict_json
@@ -90,6 +90,11 @@ def is_proxied(operation: Operation) -> bool:
     """Whether somebody else than an API server answers, in whatever form he likes."""
     info = operation.info
     return info.verb == "proxy" or (not info.api_group and info.subresource == "proxy")
+
+
+def is_cut_short(query: Iterable[str]) -> bool:
+    """Whether a text ends where the client likes (`limitBytes` of a log, a kubelet's too). query: its keys."""
+    return any(key.casefold() == "limitbytes" for key in query)
 
 
 def asks_for_json(operation: Operation) -> bool:
@@ -203,8 +208,13 @@ def relayed(refusal: ServerRefusal, operation: Operation, key: bytes, level: Mas
 
 
 def header(value: str, place: Place, key: bytes, level: MaskLevel) -> str:
-    """The value of a header that carries text (Warning); the very same when nothing is secret."""
+    """The value of a header that carries text; the very same when nothing is secret."""
     return masking.mask_text(value, place, key, level)
+
+
+def warning(value: str, place: Place, key: bytes, level: MaskLevel) -> str:
+    """The value of a Warning header, as `header`. An admission policy's may quote all of the object."""
+    return masking.mask_warning(value, place, key, level)
 
 
 def place_of(operation: Operation) -> Place:

@@ -1,0 +1,599 @@
+"""
+Attacks on masking: an agent that the policy allows everything tries to get a Secret's bytes, or the answer
+to a guess, out of a real API server. Each row was tried; those that once worked are marked `worked`.
+
+What an engineer gets by the same request shows that there was something to get.
+"""
+
+import base64
+import itertools
+import json
+import time
+
+import pytest
+
+from tests import canaries
+from tests.e2e import client, gateway
+
+pytestmark = pytest.mark.e2e
+
+NS = "attacks"
+CORE = f"/api/v1/namespaces/{NS}"
+SECRETS = f"{CORE}/secrets"
+BOXES = f"/apis/attacks.example/v1/namespaces/{NS}/boxes"
+THINGS = f"/apis/attacks.example/v1/namespaces/{NS}/things"
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+PEOPLE = "tollgate:system:serviceaccounts:people"
+POLICY = f"""
+apiVersion: tollgate.dev/v1alpha1
+kind: Policy
+metadata: {{name: attacks}}
+people: '"{PEOPLE}" in identity.groups'
+rules:
+- {{name: everything, action: allow, match: {{verbs: ["*"], resources: ["*", "*/*"]}}}}
+- {{name: everything-else, action: allow, match: {{verbs: ["*"], nonResourceURLs: ["*"]}}}}
+mask:
+- name: things
+  match: {{resources: [things.attacks.example]}}
+  fields: ["spec.credentials[*].word", spec.pin]
+  mask: always
+"""
+JSON_PATCH, MERGE, STRATEGIC, APPLY = (
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+)
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
+VALUES = canaries.VALUES
+DATA = {name.replace(" ", "-"): base64.b64encode(value).decode() for name, value in VALUES.items()}
+PASSWORD, URL = canaries.TEXTS["password"], canaries.TEXTS["url"]
+PIN, WORD = "canary pin of a thing", "canary word of a thing"
+NAMES = (f"n{number}" for number in itertools.count())
+
+
+def a_crd(plural, kind, *columns, **more):
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.attacks.example"},
+        "spec": {
+            "group": "attacks.example",
+            "scope": "Namespaced",
+            "names": {"plural": plural, "singular": plural[:-1], "kind": kind, "listKind": f"{kind}List"},
+            "versions": [
+                {
+                    "name": "v1",
+                    "served": True,
+                    "storage": True,
+                    "schema": {
+                        "openAPIV3Schema": {
+                            "type": "object",
+                            "properties": {
+                                "spec": {
+                                    "type": "object",
+                                    "x-kubernetes-preserve-unknown-fields": True,
+                                    "properties": {"pin": {"type": "string"}, "password": {"type": "string"}},
+                                },
+                                "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+                            },
+                        }
+                    },
+                    "additionalPrinterColumns": [
+                        {"name": name, "type": "string", "jsonPath": path} for name, path in columns
+                    ],
+                    "subresources": {
+                        "status": {},
+                        "scale": {
+                            "specReplicasPath": ".spec.replicas",
+                            "statusReplicasPath": ".status.replicas",
+                            "labelSelectorPath": ".spec.pin",
+                        },
+                    },
+                    **more,
+                }
+            ],
+        },
+    }
+
+
+def a_secret(name):
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NS}, "data": DATA}
+
+
+def a_box(name):
+    """Only names and shapes tell what is secret in it."""
+    return {
+        "apiVersion": "attacks.example/v1",
+        "kind": "Box",
+        "metadata": {"name": name, "namespace": NS},
+        "spec": {
+            "password": PASSWORD,
+            "passwords": [PASSWORD],
+            "header": {"name": "API_TOKEN", "value": PASSWORD},
+            "env": [{"name": "DB_PASSWORD", "value": PASSWORD}],
+            "args": ["--token", PASSWORD],
+            "url": URL,
+            "inner": {"password": PASSWORD, "list": [{"token": PASSWORD}]},
+        },
+    }
+
+
+def a_thing(name):
+    return {
+        "apiVersion": "attacks.example/v1",
+        "kind": "Thing",
+        "metadata": {"name": name, "namespace": NS},
+        "spec": {"pin": PIN, "credentials": [{"user": "u", "word": WORD}], "other": "x", "replicas": 1},
+        "status": {"replicas": 1},
+    }
+
+
+def an_event(name):
+    about = {"kind": "Pod", "name": "canary", "namespace": NS}
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": NS},
+        "involvedObject": about,
+        "reason": "Failed",
+        "type": "Warning",
+        "message": URL,
+    }
+
+
+MAKE = {
+    SECRETS: a_secret,
+    BOXES: a_box,
+    THINGS: a_thing,
+    f"{CORE}/events": an_event,
+}
+
+
+class Stage:
+    def __init__(self, one, cluster):
+        self.gateway, self.cluster = one, cluster
+        self.tokens = {"agent": cluster.token("agents", "ci-agent"), "engineer": cluster.token("people", "engineer")}
+
+    def request(self, method, path, who="agent", **more):
+        return client.request(self.gateway.port, self.gateway.ca_file, method, path, token=self.tokens[who], **more)
+
+    def patch(self, path, body, media, who="agent"):
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.request("PATCH", path, who, body=raw, headers={"Content-Type": media})
+
+    def made(self, collection):
+        """The path of a new object with canaries."""
+        name = next(NAMES)
+        self.cluster.api("POST", collection, MAKE[collection](name))
+        return f"{collection}/{name}"
+
+
+@pytest.fixture(scope="module")
+def stage(controlplane, gateway_kubeconfig, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacks")
+    (folder / "policy.yaml").write_text(POLICY)
+    api = controlplane.api
+    controlplane.run_kubectl("create", "namespace", NS)
+    definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    fields = [{"jsonPath": ".spec.pin"}, {"jsonPath": ".spec.password"}]
+    api("POST", definitions, a_crd("boxes", "Box", ("Age", ".spec.password"), selectableFields=fields))
+    columns = (("Age", ".spec.pin"), ("Namespace", ".spec.pin"), ("Created At", ".spec.credentials[0].word"))
+    api("POST", definitions, a_crd("things", "Thing", *columns, selectableFields=fields))
+    deadline = time.monotonic() + 20
+    for path in (BOXES, THINGS):
+        while controlplane.request("GET", path)[0] != 200 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    for collection, make in MAKE.items():
+        api("POST", collection, make("canary"))
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")]
+    rates = ["--", "--set", "tollgate_identity_rate=0", "--set", "tollgate_source_rate=0"]
+    with gateway.running(folder, *arguments, *rates) as one:
+        yield Stage(one, controlplane)
+    controlplane.run_kubectl("delete", "namespace", NS, "--wait=false")
+    controlplane.run_kubectl("delete", "crd", "things.attacks.example", "boxes.attacks.example", "--wait=false")
+
+
+ALL = (*VALUES.values(), PIN.encode(), WORD.encode())
+
+
+def assert_clean(*outputs, of=ALL):
+    for output in outputs:
+        found = canaries.seen_in(output, of)
+        assert not found, (found, output[:3000])
+
+
+def everything(answer):
+    return json.dumps(answer.headers).encode() + answer.body
+
+
+# JSON patches that carry what is masked elsewhere. Whatever comes of them, it is not to be seen.
+
+
+def step(op, path, source=None, **more):
+    return {"op": op, "path": path} | ({"from": source} if source is not None else {}) | more
+
+
+def copied(source, to="/metadata/annotations", op="copy"):
+    return [step(op, to, source)]
+
+
+NOTED = step("add", "/metadata/annotations", value={})
+CARRIERS = {
+    # (collection, operations)
+    "a pointer whose first step is no step": (SECRETS, [NOTED, *copied("x/data/password", "/metadata/annotations/a")]),
+    "a pointer without a slash": (SECRETS, copied("data", "/metadata/labels")),
+    "an empty pointer": (SECRETS, copied("", "/metadata/labels")),
+    "a slash": (SECRETS, copied("/", "/metadata/labels")),
+    "a doubled slash": (SECRETS, copied("//data/password", "/metadata/labels/a")),
+    "an escaped step": (SECRETS, copied("/d~0ata/password", "/metadata/labels/a")),
+    "the data into the labels": (SECRETS, copied("/data", "/metadata/labels")),
+    "into the type": (SECRETS, copied("/data/password", "/type", "move")),
+    "into the name": (SECRETS, copied("/data/password", "/metadata/name")),
+    "into the kind": (SECRETS, copied("/data/password", "/kind")),
+    "into the apiVersion": (SECRETS, copied("/data/password", "/apiVersion")),
+    "into a label's key": (SECRETS, copied("/data", "/metadata/labels", "move")),
+    "by two steps": (SECRETS, [*copied("/data", "/metadata/x"), *copied("/metadata/x/password", "/metadata/labels/a")]),
+    "from under metadata": (SECRETS, copied("/metadata", "/metadata/labels")),
+    "the managed fields": (SECRETS, copied("/metadata/managedFields", "/metadata/labels")),
+    "a box's password": (BOXES, copied("/spec/password", "/spec/x")),
+    "the value of a variable": (BOXES, copied("/spec/env/0/value", "/spec/x")),
+    "the value of the last variable": (BOXES, copied("/spec/env/-1/value", "/spec/x")),
+    "a value with a name": (BOXES, copied("/spec/header/value", "/spec/x")),
+    "an item of a list of passwords": (BOXES, copied("/spec/passwords/0", "/spec/x")),
+    "an argument": (BOXES, copied("/spec/args/1", "/spec/x")),
+    "the arguments under another name": (BOXES, [*copied("/spec/args", "/spec/x"), step("remove", "/spec/x/0")]),
+    "a URL into a dull field": (BOXES, copied("/spec/url", "/spec/kind")),
+    "a URL into a dull field below": (BOXES, [step("add", "/spec/x", value={}), *copied("/spec/url", "/spec/x/uid")]),
+    "a URL into a list's dull field": (BOXES, copied("/spec/url", "/spec/resourceVersion", "move")),
+    "another name beside a value": (BOXES, [step("replace", "/spec/env/0/name", value="x")]),
+    "a name that goes": (BOXES, [step("remove", "/spec/env/0/name")]),
+    "a name beside a copy": (
+        BOXES,
+        [*copied("/spec/env/0", "/spec/x"), step("replace", "/spec/x/name", value="LOG_LEVEL")],
+    ),
+    "a flag that goes": (BOXES, [step("remove", "/spec/args/0")]),
+    "another flag before": (BOXES, [step("replace", "/spec/args/0", value="--level")]),
+    "something between": (BOXES, [step("add", "/spec/args/1", value="x")]),
+    "a thing's pin": (THINGS, copied("/spec/pin", "/spec/other")),
+    "all of a thing's spec": (THINGS, copied("/spec", "/status")),
+    "a word of a thing": (THINGS, copied("/spec/credentials/0/word", "/spec/other")),
+    "the last word of a thing": (THINGS, copied("/spec/credentials/-1/word", "/spec/other")),
+    "an item of a thing": (THINGS, copied("/spec/credentials/0", "/spec/other")),
+    "a thing's pin into a label": (THINGS, copied("/spec/pin", "/metadata/labels", "move")),
+    "an event's message": (f"{CORE}/events", copied("/message", "/involvedObject/kind")),
+    "an event's message into a uid": (f"{CORE}/events", copied("/message", "/involvedObject/uid")),
+    "an event's message into a version": (f"{CORE}/events", copied("/message", "/involvedObject/resourceVersion")),
+}
+DRY = pytest.mark.parametrize("dry", ["", "?dryRun=All"], ids=["real", "dry run"])
+
+
+@DRY
+@pytest.mark.parametrize("what", CARRIERS)
+def test_json_patches_that_carry(stage, what, dry):
+    collection, operations = CARRIERS[what]
+    path = stage.made(collection)
+    answer = stage.patch(path + dry, operations, JSON_PATCH)
+    after = stage.request("GET", path)
+    listed = stage.request("GET", collection, headers={"Accept": TABLE})
+    assert after.status == 200
+    assert_clean(everything(answer), everything(after), everything(listed))
+
+
+@pytest.mark.parametrize("media", [f"{JSON_PATCH}; charset=utf-8", JSON_PATCH.upper(), f" {JSON_PATCH} ;x=y", ""])
+def test_json_patches_under_another_name(stage, media):
+    path = stage.made(SECRETS)
+    operations = [step("add", "/metadata/labels", value={}), *copied("/data/hex", "/metadata/labels/a")]
+    answer = stage.patch(path, operations, media)
+    assert answer.status >= 400, answer
+    assert_clean(everything(answer), everything(stage.request("GET", path)))
+
+
+# Guesses: a right one and a wrong one are answered alike.
+
+
+def with_json(path, value):
+    return lambda guess: ([step("test", path, value=value(guess))], JSON_PATCH)
+
+
+def encoded(text):
+    return base64.b64encode(text.encode()).decode()
+
+
+def a_box_spec(guess):
+    box = a_box("x")["spec"]
+    return json.loads(json.dumps(box).replace(PASSWORD, guess))
+
+
+GUESSES = {
+    # (collection, guess -> (body, media type), the right one)
+    "a test": (SECRETS, with_json("/data/password", encoded), PASSWORD),
+    "a test beside the root": (SECRETS, with_json("x/data/password", encoded), PASSWORD),
+    "a test of an ancestor": (SECRETS, with_json("/data", lambda g: DATA | {"password": encoded(g)}), PASSWORD),
+    "a merge patch": (SECRETS, lambda g: ({"data": {"password": encoded(g)}}, MERGE), PASSWORD),
+    "a merge patch in clear": (SECRETS, lambda g: ({"stringData": {"password": g}}, MERGE), PASSWORD),
+    "a strategic one": (SECRETS, lambda g: ({"stringData": {"password": g}}, STRATEGIC), PASSWORD),
+    "a strategic one that replaces": (
+        SECRETS,
+        lambda g: ({"data": DATA | {"password": encoded(g), "$patch": "replace"}}, STRATEGIC),
+        PASSWORD,
+    ),
+    "an apply": (
+        SECRETS,
+        lambda g: ({"apiVersion": "v1", "kind": "Secret", "data": {"password": encoded(g)}}, APPLY),
+        PASSWORD,
+    ),
+    "a test of a box's password": (BOXES, with_json("/spec/password", str), PASSWORD),
+    "a test of a box's list": (BOXES, with_json("/spec/passwords/0", str), PASSWORD),
+    "a test of a value": (BOXES, with_json("/spec/env/0/value", str), PASSWORD),
+    "a test of a value with a name": (BOXES, with_json("/spec/header/value", str), PASSWORD),
+    "a test of a variable": (
+        BOXES,
+        with_json("/spec/env/0", lambda g: {"name": "DB_PASSWORD", "value": g}),
+        PASSWORD,
+    ),
+    "a test of an argument": (BOXES, with_json("/spec/args/1", str), PASSWORD),
+    "a test of what is above": (BOXES, with_json("/spec/inner", lambda g: a_box_spec(g)["inner"]), PASSWORD),
+    "a test of all of the spec": (BOXES, with_json("/spec", a_box_spec), PASSWORD),
+    "a test of a URL": (BOXES, with_json("/spec/url", lambda g: URL.replace("Xq9zKwPl4", g)), "Xq9zKwPl4"),
+    "a merge of a box's password": (BOXES, lambda g: ({"spec": {"password": g}}, MERGE), PASSWORD),
+    "a merge of a box's list": (BOXES, lambda g: ({"spec": {"passwords": [g]}}, MERGE), PASSWORD),
+    "a merge of a box's variables": (
+        BOXES,
+        lambda g: ({"spec": {"env": [{"name": "DB_PASSWORD", "value": g}]}}, MERGE),
+        PASSWORD,
+    ),
+    "a replace of a box's item": (
+        BOXES,
+        lambda g: ([step("replace", "/spec/passwords/0", value=g)], JSON_PATCH),
+        PASSWORD,
+    ),
+    "a replace of a value with a name": (
+        BOXES,
+        lambda g: ([step("replace", "/spec/header/value", value=g)], JSON_PATCH),
+        PASSWORD,
+    ),
+    "a merge of a value with a name": (BOXES, lambda g: ({"spec": {"header": {"value": g}}}, MERGE), PASSWORD),
+    "a test of a thing's pin": (THINGS, with_json("/spec/pin", str), PIN),
+    "a test of a thing's word": (THINGS, with_json("/spec/credentials/-1/word", str), WORD),
+    "a merge of a thing's pin": (THINGS, lambda g: ({"spec": {"pin": g}}, MERGE), PIN),
+    "an apply of a thing's pin": (
+        THINGS,
+        lambda g: ({"apiVersion": "attacks.example/v1", "kind": "Thing", "spec": {"pin": g}}, APPLY),
+        PIN,
+    ),
+}
+
+
+@DRY
+@pytest.mark.parametrize("what", GUESSES)
+def test_guesses(stage, what, dry):
+    collection, make, right = GUESSES[what]
+    path = stage.made(collection)
+    answers = []
+    for guess in (right, right[:-2] + "zz"):
+        body, media = make(guess)
+        more = ("&" if dry else "?") + "fieldManager=guesser" if media == APPLY else ""
+        answer = stage.patch(path + dry + more, body, media)
+        answers.append((answer.status, answer.reason))
+        assert_clean(everything(answer))
+    assert answers[0] == answers[1]
+    assert answers[0][0] in (400, 403), answers
+
+
+@pytest.mark.parametrize("subresource", ["/status", "/scale"])
+def test_guesses_by_a_subresource(stage, subresource):
+    path = stage.made(THINGS)
+    for guess in (PIN, "another"):
+        answer = stage.patch(path + subresource, {"spec": {"pin": guess}}, MERGE)
+        assert answer.status == 403, answer
+
+
+@pytest.mark.parametrize(
+    ("collection", "field", "right"), [(BOXES, "spec.password", PASSWORD), (THINGS, "spec.pin", PIN)]
+)
+@pytest.mark.parametrize("form", ["{}={}", "{}=={}", "{}!={}", "metadata.name=x,{}={}"])
+@pytest.mark.parametrize("verb", ["GET", "DELETE"])
+def test_field_selectors(stage, collection, field, right, form, verb):
+    selector = form.format(field, right.replace(" ", "%20")).replace("=", "%3D").replace("!", "%21")
+    answer = stage.request(verb, f"{collection}?dryRun=All&fieldSelector={selector}")
+    assert (answer.status, answer.reason) == (403, "masked-selector"), answer
+
+
+# Reads in odd forms.
+
+READS = {
+    "a HEAD": ("HEAD", f"{SECRETS}/canary", {}),
+    "a legacy watch": ("GET", f"/api/v1/watch/namespaces/{NS}/secrets?timeoutSeconds=1", {}),
+    "a legacy watch of one": ("GET", f"/api/v1/watch/namespaces/{NS}/secrets/canary?timeoutSeconds=1", {}),
+    "a watch of one by its path": ("GET", f"{SECRETS}/canary?watch=true&timeoutSeconds=1", {}),
+    "a watch said oddly": ("GET", f"{SECRETS}?watch&timeoutSeconds=1", {}),
+    "a watch said twice": ("GET", f"{SECRETS}?watch=false&watch=true&timeoutSeconds=1", {}),
+    "a watch that is yes": ("GET", f"{SECRETS}?watch=yes&timeoutSeconds=1", {}),
+    "a trailing slash": ("GET", f"{SECRETS}/canary/", {}),
+    "a doubled slash": ("GET", f"{CORE}//secrets/canary", {}),
+    "an escaped letter": ("GET", f"{CORE}/%73ecrets/canary", {}),
+    "a dot": ("GET", f"{CORE}/configmaps/../secrets/canary", {}),
+    "a range": ("GET", f"{SECRETS}/canary", {"Range": "bytes=0-400"}),
+    "an encoding": ("GET", SECRETS, {"Accept-Encoding": "br, zstd, deflate, gzip;q=1.0"}),
+    "an encoding in capitals": ("GET", SECRETS, {"ACCEPT-ENCODING": "GZIP, *;q=0"}),
+    "a WebSocket": (
+        "GET",
+        f"{SECRETS}?watch=true&timeoutSeconds=1",
+        {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="},
+    ),
+    "rows with objects": ("GET", f"{SECRETS}?includeObject=Object", {"Accept": TABLE}),
+    "rows without metadata": ("GET", f"{SECRETS}?includeObject=None", {"Accept": TABLE}),
+    "a thing's status": ("GET", f"{THINGS}/canary/status", {}),
+    "a thing's scale": ("GET", f"{THINGS}/canary/scale", {}),
+    "a thing's columns": ("GET", THINGS, {"Accept": TABLE}),
+    "a thing's columns, bare": ("GET", f"{THINGS}?includeObject=None", {"Accept": TABLE}),
+    "a thing's columns, watched": ("GET", f"{THINGS}?watch=true&timeoutSeconds=1", {"Accept": TABLE}),
+    "one thing's columns": ("GET", f"{THINGS}/canary?includeObject=Object", {"Accept": TABLE}),
+    "a box's columns": ("GET", BOXES, {"Accept": TABLE}),
+    "a box's status": ("GET", f"{BOXES}/canary/status", {}),
+    "a dry delete": ("DELETE", f"{SECRETS}?dryRun=All", {}),
+    "a dry delete of things": ("DELETE", f"{THINGS}?dryRun=All", {}),
+    "a dry delete of boxes": ("DELETE", f"{BOXES}?dryRun=All", {}),
+    "a dry delete as a Table": ("DELETE", f"{SECRETS}?dryRun=All&includeObject=Object", {"Accept": TABLE}),
+}
+ACCEPTS = [
+    "application/json;as=Table;v=v1beta1;g=meta.k8s.io",
+    "application/json;as=Table;v=v1",
+    'application/json; as="Table"; v=v1; g=meta.k8s.io',
+    "APPLICATION/JSON;AS=Table;V=v1;G=meta.k8s.io",
+    "application/json;q=0.1,application/vnd.kubernetes.protobuf;q=1",
+    "application/json;q=0,application/yaml",
+    "application/vnd.kubernetes.protobuf",
+    "application/vnd.kubernetes.protobuf;stream=watch",
+    "application/json;stream=watch",
+    "application/cbor",
+    "application/cbor-seq",
+    "application/yaml;q=1.0",
+    "application/yaml;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+    "text/plain",
+    "*",
+    "*/*;q=0.8",
+    "application/*",
+    "application/json\t;as=Table;v=v1;g=meta.k8s.io",
+    "application/json;profile=x;as=PartialObjectMetadata;v=v1;g=meta.k8s.io",
+    ",,,",
+    ";",
+    "application/x-protobuf",
+    "application/apply-patch+yaml",
+]
+
+
+@pytest.mark.parametrize("what", READS)
+def test_odd_reads(stage, what):
+    method, path, headers = READS[what]
+    assert_clean(everything(stage.request(method, path, headers=headers)))
+
+
+@pytest.mark.parametrize("path", [f"{SECRETS}/canary", SECRETS, f"{SECRETS}?watch=true&timeoutSeconds=1", THINGS])
+@pytest.mark.parametrize("accept", ACCEPTS)
+def test_odd_accepts(stage, path, accept):
+    assert_clean(everything(stage.request("GET", path, headers={"Accept": accept})))
+
+
+def test_a_head_tells_no_length(stage):
+    """The length of an object is the length of what is in it."""
+    answer = stage.request("HEAD", f"{SECRETS}/canary")
+    shown = len(stage.request("GET", f"{SECRETS}/canary", "engineer").body)
+    assert answer.headers.get("content-length") != str(shown)
+
+
+# What the API server says beside the object.
+
+
+@pytest.fixture(scope="module")
+def telling_policy(stage):
+    """A ValidatingAdmissionPolicy whose message quotes what it looks at; who may make one may choose Warn."""
+    api = stage.cluster.api
+    for name, action in (("warns", "Warn"), ("denies", "Deny")):
+        field = "object.metadata.labels" if action == "Warn" else "object.metadata.?labels.orValue({})"
+        spec = {
+            "failurePolicy": "Ignore",
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "operations": ["CREATE", "UPDATE"],
+                        "resources": ["secrets"],
+                    }
+                ]
+            },
+            "matchConditions": [
+                {
+                    "name": "x",
+                    "expression": f"has({field.split('.?')[0]}.labels)" if action == "Deny" else f"has({field})",
+                }
+            ],
+            "validations": [
+                {
+                    "expression": f"!('{name}' in object.metadata.labels)",
+                    "messageExpression": "'it has ' + string(object.data['plain-word'])",
+                }
+            ],
+        }
+        spec["matchConditions"] = [{"name": "labelled", "expression": "has(object.metadata.labels)"}]
+        meta = {"name": f"attacks-{name}"}
+        api(
+            "POST",
+            f"{ADMISSION}/validatingadmissionpolicies",
+            {
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": "ValidatingAdmissionPolicy",
+                "metadata": meta,
+                "spec": spec,
+            },
+        )
+        api(
+            "POST",
+            f"{ADMISSION}/validatingadmissionpolicybindings",
+            {
+                "apiVersion": "admissionregistration.k8s.io/v1",
+                "kind": "ValidatingAdmissionPolicyBinding",
+                "metadata": meta,
+                "spec": {"policyName": meta["name"], "validationActions": [action]},
+            },
+        )
+    path = f"{SECRETS}/canary"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        answer = stage.patch(f"{path}?dryRun=All", {"metadata": {"labels": {"warns": "x"}}}, MERGE, "engineer")
+        if "warning" in answer.headers:
+            break
+        time.sleep(0.2)
+    yield
+    for name in ("warns", "denies"):
+        for kind in ("validatingadmissionpolicybindings", "validatingadmissionpolicies"):
+            stage.cluster.request("DELETE", f"{ADMISSION}/{kind}/attacks-{name}")
+
+
+@DRY
+@pytest.mark.parametrize("word", ["warns", "denies"])
+def test_a_message_that_quotes(stage, telling_policy, word, dry):
+    body = {"metadata": {"labels": {word: "x"}}}
+    path = stage.made(SECRETS)
+    seen = everything(stage.patch(path + "?dryRun=All", body, MERGE, "engineer"))
+    value = DATA["plain-word"].encode()
+    assert value in seen, seen
+    answer = stage.patch(path + dry, body, MERGE)
+    assert_clean(everything(answer))
+
+
+def test_warnings_that_quote_nothing_stay(stage):
+    body = a_secret(next(NAMES)) | {"nonsense": "x"}
+    answer = stage.request("POST", f"{SECRETS}?fieldValidation=Warn", body=body)
+    assert "nonsense" in answer.headers.get("warning", ""), answer
+
+
+# Logs cut where the client likes: half a secret is one too.
+
+
+def test_a_log_cut_in_the_middle(stage):
+    """What is known by its value alone is told letter by letter otherwise."""
+    cluster = stage.cluster
+    value = f"{next(NAMES)}-Zk3Qv9Lw0Xy7Rt5Bn1"
+    cluster.api("POST", SECRETS, a_secret(name := next(NAMES)) | {"data": {"a": encoded(value)}})
+    stage.request("GET", f"{SECRETS}/{name}")  # the gateway learns it
+    time.sleep(0.3)
+    log = cluster.pod_log.read_text()
+    try:
+        cluster.pod_log.write_text(f"it is {value} so\n")
+        path = f"/api/v1/namespaces/shop/pods/{cluster.pods('shop')[0]}/log"
+        seen = [stage.request("GET", f"{path}?limitBytes={n}").body for n in range(6, 6 + len(value) + 4)]
+        assert value.encode() in stage.request("GET", path, "engineer").body
+    finally:
+        cluster.pod_log.write_text(log)
+    told = [body for body in seen if value[4:10].encode() in body]
+    assert not told, told
+
+
+def test_there_was_something_to_get(stage):
+    for path in (f"{SECRETS}/canary", f"{BOXES}/canary"):
+        answer = stage.request("GET", path, "engineer")
+        assert canaries.seen_in(answer.body, ALL)
+    assert PIN.encode() in json.dumps(stage.cluster.api("GET", f"{THINGS}/canary")).encode()
