@@ -240,8 +240,8 @@ class Mask:
         proxied = maskanswers.is_proxied(known.need_operation())
         if form is Form.TEXT and (proxied or not (failed and maskanswers.is_json(content_type))):
             if exchange.level.builtin:
-                masker = self.text_masker(exchange, cut_short=maskanswers.is_cut_short(flow.request.query))
-                self.mask_stream(flow, known, TextStream(flow, masker, maskanswers.STREAM_BROKEN))
+                text = self.text_masker(exchange, cut_short=maskanswers.is_cut_short(flow.request.query))
+                self.mask_stream(flow, known, TextStream(flow, text, maskanswers.STREAM_BROKEN))
         elif form is Form.EVENTS and not failed:
             masker = EventMasker(exchange.place, self.key, exchange.level, self.learner(known, exchange))
             self.mask_stream(flow, known, Stream(flow, masker, maskanswers.STREAM_BROKEN))
@@ -256,8 +256,8 @@ class Mask:
         fields = []
         for name, value in flow.response.headers.fields:
             lower = name.lower()
-            mask_value = maskanswers.warning if lower == b"warning" else maskanswers.header
             if lower == b"warning" or (proxied and lower.decode("latin-1") not in _FRAMING):
+                mask_value = maskanswers.warning if lower == b"warning" else maskanswers.header
                 text = value.decode("latin-1")
                 value = mask_value(text, exchange.place, self.key, exchange.level).encode("latin-1")
             fields.append((name, value))

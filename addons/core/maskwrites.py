@@ -343,9 +343,13 @@ def _would_be_masked(body: Any, operation: Operation, level: MaskLevel) -> tuple
 def _nameless_values(body: Any, level: MaskLevel) -> Iterator[str]:
     """Values whose names the patch leaves as they are: `{"value": …}` beside a name that may tell."""
     for place, text in _strings(body):
-        if place[-1:] == ("value",) and "name" not in _around(body, place) and maskdetect.is_random(text):
-            if not _is_shown([str(step) for step in place], level):
-                yield maskfields.written(place)
+        if (
+            place[-1:] == ("value",)
+            and "name" not in _around(body, place)
+            and maskdetect.is_random(text)
+            and not _is_shown([str(step) for step in place], level)
+        ):
+            yield maskfields.written(place)
 
 
 def _around(body: Any, place: maskfields.Steps) -> Any:
