@@ -152,6 +152,13 @@ def _is_nameless(step: Mapping[str, Any]) -> bool:
 
 def _holds_masked(step: Mapping[str, Any], info: RequestInfo, level: MaskLevel) -> bool:
     """Whether anything of what an operation of a JSON patch brings would be masked at its place."""
+    steps = pointer_steps(step.get("path"))
+    if step.get("op") == "add" and steps[-1:] == ("-",) and steps[-2:-1] in (("args",), ("command",)):
+        # One more argument is compared with none that is there, and its flag would stand before it.
+        spec = uses.POD_SPECS.get((info.api_group, info.resource))
+        if spec is not None and _is_in_container(spec, steps):
+            content = {steps[-2]: [step.get("value")]}
+            return bool(masking.mask(content, masktags.place_of(info), _NO_KEY, MaskLevel(shown=level.shown)).count)
     return bool(masking.mask([step], masktags.place_of(info), _NO_KEY, MaskLevel(shown=level.shown)).count)
 
 

@@ -8,6 +8,8 @@ What an engineer gets by the same request shows that there was something to get.
 import base64
 import itertools
 import json
+import re
+import subprocess
 import time
 
 import pytest
@@ -597,3 +599,169 @@ def test_there_was_something_to_get(stage):
         answer = stage.request("GET", path, "engineer")
         assert canaries.seen_in(answer.body, ALL)
     assert PIN.encode() in json.dumps(stage.cluster.api("GET", f"{THINGS}/canary")).encode()
+
+
+# And what is no attack: an agent's everyday commands work, and show what an engineer sees where nothing is secret.
+
+SAME = [
+    "get pods -A -o yaml",
+    "get pods -A -o wide --no-headers=false",
+    "get deployments,replicasets,services,configmaps,serviceaccounts -n shop -o json",
+    "get nodes -o yaml",
+    "get nodes -o wide",
+    "get all -A -o name",
+    "get crd -o yaml",
+    "get clusterroles,clusterrolebindings -o yaml",
+    "get apiservices -o json",
+    "get flowschemas,prioritylevelconfigurations -o yaml",
+    "get namespaces -o yaml --show-managed-fields",
+    "get leases -A -o name",
+    "get pods -n shop --sort-by=.metadata.name",
+    "get pods -n shop -o custom-columns=N:.metadata.name,I:.spec.containers[*].image",
+    "get events -n kube-system",
+    "describe deployment web -n shop",
+    "describe node",
+    "describe serviceaccount default -n shop",
+    "describe configmap kube-root-ca.crt -n shop",
+    "rollout status deployment/web -n shop",
+    "rollout history deployment/web -n shop",
+    "auth can-i list secrets",
+    "auth can-i --list -n shop",
+    "api-resources",
+    "api-versions",
+    "explain deployment.spec.template.spec.containers.env",
+    "version",
+    "cluster-info",
+    "get --raw /openapi/v3",
+    "get --raw /readyz?verbose",
+    "wait --for=condition=Available deployment/web -n shop --timeout=5s",
+]
+
+
+@pytest.fixture(scope="module")
+def kubectl(stage):
+    configs = {who: stage.gateway.kubeconfig(who, token, NS) for who, token in stage.tokens.items()}
+
+    def run(*args, who="agent", **more):
+        return stage.cluster.run_kubectl(*args, kubeconfig=configs[who], check=False, **more)
+
+    return run
+
+
+def steady(text):
+    """Without what changes from one moment to the next: ages, times, versions."""
+    for pattern in (r"\b\d+[smhd]\d*[smh]?\b", r"\d{4}-\d\d-\d\dT[0-9:.Z]+", r"[rR]esourceVersion\W+\d+", r"\s+"):
+        text = re.sub(pattern, " ", text)
+    return re.sub(r"\w{3}, \d\d \w{3} \d{4} [0-9:]+ \+0000", "", text)
+
+
+@pytest.mark.parametrize("command", SAME)
+def test_what_has_nothing_secret_is_shown_as_it_is(kubectl, command):
+    agent, engineer = kubectl(*command.split()), kubectl(*command.split(), who="engineer")
+    assert agent.returncode == 0, agent
+    assert steady(agent.stdout) == steady(engineer.stdout)
+
+
+@pytest.fixture
+def deployment(stage):
+    """With a password that the agent does not see, and things that it may change."""
+    name = next(NAMES)
+    container = {
+        "name": "c",
+        "image": "registry.example/c:1",
+        "env": [{"name": "DB_PASSWORD", "value": PASSWORD}, {"name": "LOG_LEVEL", "value": "info"}],
+        "args": ["--level=info", "--quiet"],
+    }
+    template = {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container]}}
+    spec = {"replicas": 0, "selector": {"matchLabels": {"app": name}}, "template": template}
+    one = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": NS}, "spec": spec}
+    stage.cluster.run_kubectl("apply", "-f", "-", input=json.dumps(one))
+    return name
+
+
+CHANGES = {
+    "scale": "scale deployment/{} --replicas=1",
+    "set an image": "set image deployment/{} c=registry.example/c:2",
+    "set a variable": "set env deployment/{} LOG_LEVEL=debug",
+    "restart": "rollout restart deployment/{}",
+    "pause": "rollout pause deployment/{}",
+    "label": "label deployment/{} a=b",
+    "annotate": "annotate deployment/{} example.com/a=b",
+    "set resources": "set resources deployment/{} --limits=cpu=1",
+    "expose": "expose deployment/{} --port=80",
+    "autoscale": "autoscale deployment/{} --min=1 --max=2 --cpu=80%",
+    "a merge patch": 'patch deployment {} --type=merge -p {{"spec":{{"minReadySeconds":3}}}}',
+    "a JSON patch with a test": 'patch deployment {} --type=json -p [{{"op":"test","path":"/spec/replicas","value":0}},'
+    '{{"op":"replace","path":"/spec/replicas","value":1}}]',
+    "a JSON patch of an image": 'patch deployment {} --type=json -p [{{"op":"replace","path":'
+    '"/spec/template/spec/containers/0/image","value":"registry.example/c:3"}}]',
+    "an argument added": 'patch deployment {} --type=json -p [{{"op":"add","path":'
+    '"/spec/template/spec/containers/0/args/-","value":"--more"}}]',
+    "a dry run": "set image deployment/{} c=registry.example/c:2 --dry-run=server",
+    "delete": "delete deployment {} --wait=false",
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_changes_beside_a_secret(kubectl, stage, deployment, what):
+    done = kubectl(*CHANGES[what].format(deployment).split())
+    assert done.returncode == 0, done
+    assert_clean((done.stdout + done.stderr).encode())
+    if what != "delete":
+        stored = stage.cluster.api("GET", f"/apis/apps/v1/namespaces/{NS}/deployments/{deployment}")
+        assert {"name": "DB_PASSWORD", "value": PASSWORD} in stored["spec"]["template"]["spec"]["containers"][0]["env"]
+
+
+def test_an_edit_beside_a_secret(kubectl, stage, deployment, tmp_path):
+    editor = tmp_path / "editor.sh"
+    editor.write_text("#!/bin/sh\nsed -i 's/c:1$/c:7/' \"$1\"\n")
+    editor.chmod(0o700)
+    config = stage.gateway.kubeconfig("editing", stage.tokens["agent"], NS)
+    done = subprocess.run(
+        [stage.cluster.kubectl, "edit", "deployment", deployment],
+        env={**stage.cluster.kubectl_env(config), "KUBE_EDITOR": str(editor)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    stored = stage.cluster.api("GET", f"/apis/apps/v1/namespaces/{NS}/deployments/{deployment}")
+    (container,) = stored["spec"]["template"]["spec"]["containers"]
+    assert (container["image"], container["env"][0]["value"]) == ("registry.example/c:7", PASSWORD)
+
+
+PLAIN = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "plain"},
+    "spec": {
+        "replicas": 0,
+        "selector": {"matchLabels": {"app": "plain"}},
+        "template": {
+            "metadata": {"labels": {"app": "plain"}},
+            "spec": {"containers": [{"name": "c", "image": "c:1", "env": [{"name": "A", "value": "b"}]}]},
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("how", [("apply",), ("apply", "--server-side"), ("diff",), ("replace",)], ids=" ".join)
+def test_manifests_without_secrets(kubectl, how):
+    text = json.dumps(PLAIN)
+    assert kubectl("apply", "-f", "-", input=text).returncode == 0
+    changed = text.replace("c:1", f"c:{next(NAMES)}")
+    again = kubectl(*how, "-f", "-", input=changed)
+    assert again.returncode == (1 if how == ("diff",) else 0), again
+    assert how != ("diff",) or "+      - env:" in again.stdout or "+        image: c:" in again.stdout
+
+
+def test_releases_are_found_by_label(kubectl, stage):
+    """As Helm keeps them: which there are is told by names and labels, what is in them is not."""
+    release = a_secret("sh.helm.release.v1.web.v1") | {"type": "helm.sh/release.v1"}
+    release["metadata"]["labels"] = {"owner": "helm", "name": "web", "status": "deployed"}
+    stage.cluster.api("POST", SECRETS, release)
+    done = kubectl("get", "secrets", "-l", "owner=helm,status=deployed", "-o", "json")
+    (found,) = json.loads(done.stdout)["items"]
+    assert (found["metadata"]["labels"]["name"], found["type"]) == ("web", "helm.sh/release.v1")
+    assert_clean(done.stdout.encode())
