@@ -22,6 +22,10 @@ from addons.core.status import Refusal, Refused
 # bytes of an answer that is looked at as a whole. Parsed it is ten times that in memory; kubectl
 # asks for 500 objects at a time.
 MAX_WHOLE = 64 * 1024 * 1024
+# bytes of all answers at once that are looked at as a whole, from their first byte until the client has taken
+# them; small ones are not counted, of them there are no more than open requests.
+MAX_ALL = 4 * MAX_WHOLE
+SMALL = 256 * 1024
 MAX_PLAIN = 64 * 1024  # bytes of an error that is no JSON: the API server's own are a line
 
 _META = frozenset({Impact.META})
@@ -47,6 +51,13 @@ TOO_LARGE = Refusal(
     "answer-too-large",
     f"mask: the answer has over {MAX_WHOLE // 1024 // 1024} MiB and cannot be masked as a whole; the request itself "
     "was carried out; ask for less at once: limit=500 and continue, a namespace, or a label selector",
+)
+CROWDED = Refusal(
+    503,
+    "answers-crowded",
+    "mask: too many large answers are being masked at this moment, or wait for you to read them, so this one is "
+    "withheld; the request itself was carried out; try again in a moment, or ask for less at once: limit=500 and "
+    "continue, a namespace, or a label selector",
 )
 UNREADABLE = Refusal(
     502,
