@@ -127,9 +127,14 @@ def narrow(monkeypatch):
     monkeypatch.setattr(maskanswers, "SMALL", 10_000)
 
 
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
 async def half_there(count):
-    while len(bodies._kept) < count:
-        await asyncio.sleep(0.01)
+    await until(lambda: len(bodies._kept) >= count)
 
 
 def asking(who):
