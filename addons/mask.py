@@ -43,13 +43,14 @@ from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet, describe
 from addons.mitm import answers, bodies, cutting, injecting, maskframes, options
 from addons.mitm.maskframes import Frames
-from addons.mitm.maskstreams import Stream, TextStream
+from addons.mitm.maskstreams import EventStream, Stream, TextStream
 from addons.net import files, maskkeys
 
 logger = logging.getLogger(__name__)
 
 LARGE = 256 * 1024  # bytes of an answer that is masked in a thread; some 8 ms of a list of Secrets
 AT_ONCE = 2  # threads for large answers: a parsed one takes ten times its bytes, and there are two cores
+HUGE = 8 * 1024 * 1024  # bytes; of these one after the other, since one of 60 MB takes 800 MB and many seconds
 WARM_LIMIT = 10.0  # seconds that a request waits for the patterns; compiled for the first time they take 3
 SWEEP = 1.0  # seconds between looks whether the policies of now mask more of what is open
 # Everything a program behind a proxy may say in a header, but for what is about the message itself.
@@ -100,6 +101,7 @@ class Mask:
         self.frames: WeakKeyDictionary[http.HTTPFlow, Frames] = WeakKeyDictionary()
         self.raw: WeakKeyDictionary[tcp.TCPFlow, bool] = WeakKeyDictionary()  # whether its bytes may be seen
         self.workers: ThreadPoolExecutor | None = None
+        self.one_by_one: ThreadPoolExecutor | None = None  # for huge answers
         self.warming: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
 
@@ -123,6 +125,7 @@ class Mask:
 
     def running(self) -> None:
         self.workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tollgate mask")
+        self.one_by_one = ThreadPoolExecutor(1, thread_name_prefix="tollgate mask huge")
         loop = asyncio.get_running_loop()
         self.warming = loop.create_task(self.warm(), name="tollgate mask patterns")
         self.sweeper = loop.create_task(self.keep_sweeping(), name="tollgate mask levels")
@@ -141,9 +144,10 @@ class Mask:
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()
-        if self.workers is not None:
-            # Not cancelled: a CancelledError would leave the hooks that wait, and their flows hang for ever.
-            self.workers.shutdown(wait=False)
+        for workers in (self.workers, self.one_by_one):
+            if workers is not None:
+                # Not cancelled: a CancelledError would leave the hooks that wait, and their flows hang for ever.
+                workers.shutdown(wait=False)
 
     # ----- requests -----
 
@@ -244,7 +248,8 @@ class Mask:
                 self.mask_stream(flow, known, TextStream(flow, text, maskanswers.STREAM_BROKEN))
         elif form is Form.EVENTS and not failed:
             masker = EventMasker(exchange.place, self.key, exchange.level, self.learner(known, exchange))
-            self.mask_stream(flow, known, Stream(flow, masker, maskanswers.STREAM_BROKEN))
+            submit = self.workers.submit if self.workers is not None else None
+            self.mask_stream(flow, known, EventStream(flow, masker, maskanswers.STREAM_BROKEN, submit))
         else:
             known.whole = True
             if int(response.headers.get("content-length", "0") or "0") > maskanswers.MAX_WHOLE:
@@ -321,7 +326,10 @@ class Mask:
     ) -> None:
         learner = self.learner(known, exchange)
         work = partial(masked_answer, answer, exchange, self.key, learner)
-        self.replace(answer, known, await asyncio.get_running_loop().run_in_executor(self.workers, work))
+        # A compressed one may be any size; nobody is asked for one.
+        is_huge = len(answer.raw_content or b"") > HUGE or "content-encoding" in answer.headers
+        workers = self.one_by_one if is_huge else self.workers
+        self.replace(answer, known, await asyncio.get_running_loop().run_in_executor(workers, work))
         flow.response.trailers = None
         known.passed.add((self.name, "response"))
 

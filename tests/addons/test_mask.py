@@ -348,6 +348,33 @@ class Live:
 WATCH = f"{NS}/secrets?watch=1"
 
 
+async def test_a_large_event_in_a_thread(through, addon):
+    """In its place among the others, though they wait for it."""
+    large = OBJECT | {"metadata": {"name": "large"}, "stringData": {f"k{n}": PASSWORD.decode() for n in range(9000)}}
+    sent = event("one") + json.dumps({"type": "ADDED", "object": large}).encode() + b"\n" + event("two")
+    live = Live()
+
+    async def test(client, before):
+        threads = []
+        work = addon.workers.submit
+        addon.workers.submit = lambda *args: (threads.append(args), work(*args))[1]
+        answer = client.start(WATCH)
+        await live.begun.wait()
+        for at in range(0, len(sent), 16_000):
+            live.send(sent[at : at + 16_000])
+            await asyncio.sleep(0)
+        await answer.until(lambda a: a.body.count(b"\n") == 3)
+        live.send(event("three"), end=True)
+        await answer.until(lambda a: a.ended.is_set())
+        names = [json.loads(line)["object"]["metadata"]["name"] for line in answer.body.splitlines()]
+        assert names == ["one", "large", "two", "three"]
+        assert not canaries.seen_in(bytes(answer.body), [PASSWORD])
+        assert answer.reset is None
+        assert threads
+
+    await through(live, test)
+
+
 async def test_each_event_as_it_comes(through):
     live = Live()
 
