@@ -16,6 +16,8 @@ SECRETS = "/api/v1/namespaces/shop/secrets"
 DEPLOYMENT = "/apis/apps/v1/namespaces/shop/deployments/web"
 CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/web"
 DATABASE = "/apis/example.com/v1/namespaces/shop/databases/main"
+CLAIM = "/apis/resource.k8s.io/v1/namespaces/shop/resourceclaims/gpu"
+PARAMETERS = "/spec/devices/config/0/opaque/parameters"
 RULE = MaskLevel(masked=(maskfields.parse("spec.users[*].password"),))
 TEMPLATE = "/spec/template/spec"
 LAST = masking.LAST_APPLIED
@@ -175,6 +177,8 @@ def test_json_patches_of_a_secret_that_read_nothing(one):
         pytest.param(DATABASE, "/spec/env/0/value", True, id="a value beside its name"),
         pytest.param(DATABASE, "/spec/env/-1/value", True, id="the last one"),
         pytest.param(DATABASE, "/spec/args/1", True, id="an argument in a custom resource"),
+        pytest.param(CLAIM, f"{PARAMETERS}/env/0/value", True, id="a value in a driver's parameters"),
+        pytest.param(CLAIM, f"{PARAMETERS}/size", False, id="another of them"),
     ],
 )
 @pytest.mark.parametrize("op", ["copy", "move", "test"])
