@@ -14,6 +14,12 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   kubeconfig   print a kubeconfig for a client of the gateway
   approvals    see and decide what waits for a human's yes: ./run.sh approvals --help
   policy       check, test and explain policies: ./run.sh policy --help
+  sessions     what was recorded: who, when, how much was changed and refused
+  show         the story of a recorded session: commands, verdicts, what changed
+  verify       find the first edit, loss or insertion in a recording
+  report       one HTML page about what was recorded
+  backtest     recorded requests through another policy: what would change
+  replay       send a recorded session to a staging cluster, as a dry run
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
 
@@ -47,6 +53,30 @@ def main(argv: Sequence[str]) -> None:
             from addons.cli import policy
 
             raise SystemExit(policy.main(rest))
+        case "sessions":
+            from addons.cli import sessions
+
+            raise SystemExit(sessions.main(rest))
+        case "show":
+            from addons.cli import show
+
+            raise SystemExit(show.main(rest))
+        case "verify":
+            from addons.cli import verify
+
+            raise SystemExit(verify.main(rest))
+        case "report":
+            from addons.cli import report
+
+            raise SystemExit(report.main(rest))
+        case "backtest":
+            from addons.cli import backtest
+
+            raise SystemExit(backtest.main(rest))
+        case "replay":
+            from addons.cli import replay
+
+            raise SystemExit(replay.main(rest))
         case "demo":
             from addons.cli import demo
 

@@ -197,3 +197,4 @@ class Verdict:
     message: str = "nothing allows this"
     observed: tuple["Verdict", ...] = ()  # what policies in observe mode would have said
     holds: tuple[Hold, ...] = ()  # every hold rule that matched; only when action is HOLD
+    record: str = ""  # how much is recorded by the rule's word: metadata, request, full; "" leaves it to the option

@@ -102,6 +102,7 @@ class Rule:
     unless_needs: frozenset[str] = admission.NONE
     asks_uses: bool = False  # `match.uses`, or a condition that names operation.uses
     place: str = ""  # `file.yaml:12`
+    record: str = ""  # metadata, request or full; "" leaves it to the option tollgate_record_level
 
     @property
     def full_name(self) -> str:
@@ -509,7 +510,7 @@ class _BudgetIndex:
 
 
 def _verdict(rule: Rule, revision: str) -> Verdict:
-    return Verdict(rule.action, rule.name, rule.policy, revision, rule.message)
+    return Verdict(rule.action, rule.name, rule.policy, revision, rule.message, record=rule.record)
 
 
 def _with(message: str, trouble: str) -> str:
@@ -704,7 +705,7 @@ def _held_for_masks(verdict: Verdict, fields: Sequence[str], approval: Approval,
     hold = Hold(BUILT_IN, MASKED_FIELD, message, approval)
     if verdict.action is Action.HOLD:
         return replace(verdict, holds=(*verdict.holds, hold))
-    return Verdict(Action.HOLD, MASKED_FIELD, BUILT_IN, revision, message, verdict.observed, (hold,))
+    return Verdict(Action.HOLD, MASKED_FIELD, BUILT_IN, revision, message, verdict.observed, (hold,), verdict.record)
 
 
 DENY_ALL = PolicySet((), revision="none")
@@ -713,7 +714,10 @@ DENY_ALL = PolicySet((), revision="none")
 def let_pass(verdict: Verdict) -> Verdict:
     """The verdict while all policies only observe (`--observe`): allow, with the real one to be recorded."""
     real = replace(verdict, observed=())
-    return Verdict(Action.ALLOW, revision=verdict.revision, message="observed only", observed=(real, *verdict.observed))
+    observed = (real, *verdict.observed)
+    return Verdict(
+        Action.ALLOW, revision=verdict.revision, message="observed only", observed=observed, record=verdict.record
+    )
 
 
 def stays_open(was: Verdict, now: Verdict) -> bool:

@@ -58,6 +58,10 @@ def _rule() -> Schema:
         "unless": {**_CEL, "description": f"the rule does not apply if true. {_CEL['description']}"},
         "message": _message(policyfields.MAX_MESSAGE),
         "approval": _approval(),
+        "record": {
+            "enum": list(policyfile.RECORD_WORDS),
+            "description": "how much is recorded of what this rule decides; full: the answer too",
+        },
         "grant": {
             **_object(
                 _only(

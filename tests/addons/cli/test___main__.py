@@ -7,13 +7,24 @@ from addons.cli import __main__ as cli
 def test_help(capsys, word):
     cli.main([word])
     shown = capsys.readouterr().out
-    for command in ("serve", "web", "demo", "kubeconfig", "approvals", "classify", "policy", "test"):
+    recorded = ("sessions", "show", "verify", "report", "backtest", "replay")
+    for command in ("serve", "web", "demo", "kubeconfig", "approvals", "classify", "policy", "test", *recorded):
         assert f"  {command} " in shown
 
 
 def test_an_unknown_command_is_one_sentence(capsys):
     with pytest.raises(SystemExit, match="there is no command 'deploy'"):
         cli.main(["deploy"])
+
+
+@pytest.mark.parametrize(
+    "command", ["sessions", "show", "verify", "report", "backtest", "replay", "policy", "classify"]
+)
+def test_every_command_has_its_own_help(capsys, command):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert f"run.sh {command}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", [["--listen", "x"], ["serve", "--listen", "x"], ["web", "--listen", "x"]])
