@@ -14,6 +14,8 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   kubeconfig   print a kubeconfig for a client of the gateway
   approvals    see and decide what waits for a human's yes: ./run.sh approvals --help
   policy       check, test and explain policies: ./run.sh policy --help
+  doctor       check what can be wrong: the cluster, issuers, policies, folders, and what the gateway itself could do
+  alive        whether the gateway answers, for health checks
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
 
@@ -39,6 +41,14 @@ def main(argv: Sequence[str]) -> None:
             from addons.cli import classify
 
             raise SystemExit(classify.main(rest))
+        case "doctor":
+            from addons.cli import doctor
+
+            raise SystemExit(doctor.main(rest))
+        case "alive":
+            from addons.cli import alive
+
+            raise SystemExit(alive.main(rest))
         case "approvals":
             from addons.cli import approvals
 

@@ -105,6 +105,11 @@ def parser(command: str) -> argparse.ArgumentParser:
     option("--without", "", "a shorter stack: all but these", metavar="A")
     switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
     switch("--allow-spdy", "let exec, attach and port-forward through as SPDY, which cannot be judged frame by frame")
+    switch(
+        "--refuse-cluster-admin",
+        "do not start with a credential of the gateway's own that is cluster-admin or can make itself so, "
+        "or when nobody can tell; without it, only a warning",
+    )
     switch("--print", "print the mitmproxy command line instead of running it")
     if command == "web":
         option("--web", "127.0.0.1:8081", "where the web interface listens", metavar="HOST:PORT")
