@@ -265,7 +265,7 @@ def strayed(cluster):
         pytest.param(["delete", "pods", "--all"], id="delete all"),
         pytest.param(["exec", "web", "--", "true"], id="exec"),
         pytest.param(["port-forward", "web", "0:8080"], id="port-forward"),
-        pytest.param(["create", "rolebinding", "x", "--clusterrole=admin", "--serviceaccount=agents:ci-agent"], id="rbac"),
+        pytest.param(["create", "rolebinding", "x", "--clusterrole=admin", "--user=x"], id="rbac"),
         pytest.param(["create", "token", "default"], id="a token"),
     ],
 )  # fmt: skip
