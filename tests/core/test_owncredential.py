@@ -21,7 +21,7 @@ def token(**claims):
 @pytest.mark.parametrize(
     ("credential", "static", "level", "words"),
     [
-        pytest.param(Credential(Source.TOKEN), True, Level.WARNING, "static: a token in the kubeconfig, which does not say when",
+        pytest.param(Credential(Source.TOKEN), True, Level.WARNING, "in the kubeconfig, which does not say when",
                      id="an opaque token"),
         pytest.param(Credential(Source.TOKEN, NOW - 300 * DAY), True, Level.WARNING, "300 days old, never ends",
                      id="of a token Secret"),
@@ -33,7 +33,7 @@ def token(**claims):
                      id="a short token that is pasted in"),
         pytest.param(Credential(Source.TOKEN_FILE, NOW - 60, NOW + HOUR - 60), False, Level.OK, "ends in 59 minutes",
                      id="a token file"),
-        pytest.param(Credential(Source.TOKEN_FILE), True, Level.WARNING, "does not say when", id="an opaque token file"),
+        pytest.param(Credential(Source.TOKEN_FILE), True, Level.WARNING, "does not say when", id="an opaque file"),
         pytest.param(Credential(Source.TOKEN_FILE, NOW, NOW + DAY + 1), True, Level.WARNING, "ends in 1 day",
                      id="over a day"),
         pytest.param(Credential(Source.PLUGIN), False, Level.OK, "does not say when", id="a plugin's token"),
