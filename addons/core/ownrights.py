@@ -55,6 +55,12 @@ AS_MASTERS = Question("impersonate", "groups", name=MASTERS)
 ANY_USER = Question("impersonate", "users")
 AS_CONTROLLERS = Question("impersonate", "users", name=CONTROLLER_MANAGER)
 ANY_ACCOUNT = Question("impersonate", "serviceaccounts")
+# Constrained impersonation (Kubernetes 1.35 and later) has verbs of its own, and limits what is done as the other:
+# `impersonate-on:user-info:list` for lists. Free, and with every action, it is the same power.
+CONSTRAINED = (
+    Question("impersonate:user-info", "users", AUTHENTICATION),
+    Question("impersonate:user-info", "groups", AUTHENTICATION),
+)
 GRANTS = (
     Question("bind", "clusterroles", RBAC),
     Question("escalate", "clusterroles", RBAC),
@@ -105,6 +111,7 @@ QUESTIONS: tuple[Question, ...] = (
     ANY_USER,
     AS_CONTROLLERS,
     ANY_ACCOUNT,
+    *CONSTRAINED,
     *GRANTS,
     *POWERS,
     *NEEDED,
@@ -180,6 +187,15 @@ def _impersonation(answers: Answers) -> Iterator[Finding]:
             "controller manager's rights, every Secret among them",
             "name the callers in resourceNames: ./run.sh doctor --rbac",
         )
+    for question in CONSTRAINED:
+        if answers.get(question):
+            yield Finding(
+                "rights",
+                Level.PROBLEM,
+                f"the gateway's own credential may impersonate all {question.resource} (impersonate:user-info), "
+                "for whatever its impersonate-on rules let it do",
+                "name the callers in resourceNames: ./run.sh doctor --rbac",
+            )
     if answers.get(ANY_ACCOUNT):
         yield Finding(
             "rights",

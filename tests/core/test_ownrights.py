@@ -11,6 +11,7 @@ from addons.core.ownrights import (
     ANY_USER,
     AS_CONTROLLERS,
     AS_MASTERS,
+    CONSTRAINED,
     EVERYTHING,
     GRANTS,
     MARK,
@@ -67,6 +68,7 @@ def test_cluster_admin(given, groups, words):
         pytest.param(
             answers(AS_CONTROLLERS), (), ["impersonate system:kube-controller-manager"], id="that user by name"
         ),
+        pytest.param(answers(CONSTRAINED[1]), (), ["impersonate all groups (impersonate:user-info)"], id="constrained"),
         pytest.param(answers(ANY_ACCOUNT), (), ["impersonate any ServiceAccount"], id="free ServiceAccounts"),
         pytest.param(
             answers(DELETE, LIST_SECRETS), (),

@@ -90,7 +90,7 @@ def test_the_pods_are_admitted_where_pod_security_is_restricted(cluster):
 
 
 def test_only_the_gateway_is_reached(cluster):
-    """The ports and labels of the two NetworkPolicies, the Service and the Deployment are those of each other."""
+    """Ports and labels of the NetworkPolicies, the Service, the budget and the Deployment are those of each other."""
     base = {d["kind"]: d for d in documents(cluster, "base")}
     agents = {d["kind"]: d for d in documents(cluster, "agents")}
     template = base["Deployment"]["spec"]["template"]
@@ -98,6 +98,8 @@ def test_only_the_gateway_is_reached(cluster):
     (port,) = container["ports"]
     assert base["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
     assert base["Service"]["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    budget = base["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+    assert budget.items() <= template["metadata"]["labels"].items()
     (rule,) = base["NetworkPolicy"]["spec"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": port["name"]}]
     (source,) = rule["from"]

@@ -11,7 +11,7 @@ import yaml
 
 from addons.net import certificates
 from tests.cluster.controlplane import ControlPlane
-from tests.e2e import gateway
+from tests.e2e import client, gateway
 from tests.issuer import issuer
 
 pytestmark = pytest.mark.e2e
@@ -120,6 +120,36 @@ def test_too_much(doctor, words):
     done = doctor("--json")
     assert done.returncode == 1
     assert any(words in text for text in findings(done, "rights", "problem")), done.stdout
+
+
+def test_constrained_impersonation_without_names_is_power_too(cluster, doctor, own):
+    """Shown first that it is: a gateway with this reads every Secret as the controller manager."""
+    cluster.run_kubectl("apply", "-f", "-", input=CONSTRAINED)
+    try:
+        token = (own.parent / "token").read_text()
+        headers = {"Impersonate-User": "system:kube-controller-manager"}
+        answer = client.request(cluster.port, cluster.ca_file, "GET", "/api/v1/secrets", token=token, headers=headers)
+        found = findings(doctor("--json"), "rights", "problem")
+        assert any("impersonate all users (impersonate:user-info)" in text for text in found), found
+        assert answer.status == 200, answer.body
+    finally:
+        cluster.run_kubectl("delete", "-f", "-", input=CONSTRAINED)
+
+
+CONSTRAINED = """
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: constrained}
+rules:
+- {apiGroups: [authentication.k8s.io], resources: [users], verbs: ["impersonate:user-info"]}
+- {apiGroups: [""], resources: [secrets], verbs: ["impersonate-on:user-info:list"]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: constrained}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: constrained}
+subjects: [{kind: ServiceAccount, name: gateway, namespace: tollgate}]
+"""
 
 
 @pytest.mark.parametrize("also", [["--verb=list", "--resource=nodes"]], indirect=True)
