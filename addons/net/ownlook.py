@@ -96,7 +96,7 @@ async def _may(server: ApiServer, question: Question) -> bool | None:
         status = _mapping(_mapping(answer.json()).get("status"))
     except ApiServerError:
         return None
-    return status.get("allowed") is True and not status.get("denied")
+    return status.get("allowed") is True
 
 
 async def rules(server: ApiServer, namespaces: Sequence[str]) -> ownrights.Rules:

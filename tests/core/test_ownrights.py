@@ -133,6 +133,8 @@ USERS = {"verbs": ["impersonate"], "apiGroups": [""], "resources": ["users"], "r
     [
         pytest.param(SELF, [], id="about oneself"),
         pytest.param(USERS, [], id="impersonation"),
+        pytest.param({"verbs": ["impersonate"], "apiGroups": [""], "resources": ["*"]}, ["impersonate *"],
+                     id="impersonation of everything"),
         pytest.param({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods"]}, ["get,list pods"],
                      id="reads"),
         pytest.param({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}, ["* * in *"], id="a star"),
