@@ -20,6 +20,8 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   report       one HTML page about what was recorded
   backtest     recorded requests through another policy: what would change
   replay       send a recorded session to a staging cluster, as a dry run
+  doctor       check what can be wrong: the cluster, issuers, policies, folders, and what the gateway itself could do
+  alive        whether the gateway answers, for health checks
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
 
@@ -45,6 +47,14 @@ def main(argv: Sequence[str]) -> None:
             from addons.cli import classify
 
             raise SystemExit(classify.main(rest))
+        case "doctor":
+            from addons.cli import doctor
+
+            raise SystemExit(doctor.main(rest))
+        case "alive":
+            from addons.cli import alive
+
+            raise SystemExit(alive.main(rest))
         case "approvals":
             from addons.cli import approvals
 

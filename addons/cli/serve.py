@@ -4,24 +4,27 @@ or mitmweb with the stack of addons and every dangerous option of mitmproxy set 
 """
 
 import argparse
+import asyncio
 import datetime
 import os
 import resource
 import shlex
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from addons.cli.arguments import split, state_default
-from addons.core import authconfig, filemodes, policy, policyfile, stack
+from addons.core import authconfig, filemodes, owncredential, policy, policyfile, stack
 from addons.mitm import options as mitm_options
-from addons.net import apiserver, certificates, files, store
+from addons.net import apiserver, certificates, files, ownlook, store
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE = 4 * 3600  # seconds until an idle connection is closed; the kubelet's own limit for streams
+ASKING = 5.0  # seconds at a start for what the gateway's own credential may do
 _DECIDING = ("--auth", "--kubeconfig", "--tls-cert", "--tls-key")
 BODY_LIMIT = "3m"  # the API server's own limit for request bodies (MaxRequestBodyBytes)
 
@@ -54,12 +57,15 @@ def parser(command: str) -> argparse.ArgumentParser:
     described = {
         "serve": "Run the gateway before the cluster of your kubeconfig (or of this pod), as mitmdump.",
         "web": "The same as serve, with mitmproxy's web interface to watch the traffic.",
+        "doctor": "Check what serve would run with, and what could be done with the gateway's own credential. "
+        "Exit code: 0 good, 1 something to do, 2 could not run. It takes the options of serve and changes nothing.",
     }
     p = argparse.ArgumentParser(
         prog=f"./run.sh {command}",
         description=described[command] + " Each option can also be given as an environment variable TOLLGATE_…, "
         "e.g. TOLLGATE_TLS_CERT. What follows -- goes to mitmproxy.",
-        epilog="example: ./run.sh serve --listen 0.0.0.0:8443 --policies policies/ -- --set tollgate_source_rate=50",
+        epilog=f"example: ./run.sh {command} --listen 0.0.0.0:8443 --policies policies/"
+        + ("" if command == "doctor" else " -- --set tollgate_source_rate=50"),
     )
 
     def option(name: str, default: str | None, text: str, **more: object) -> None:
@@ -106,6 +112,11 @@ def parser(command: str) -> argparse.ArgumentParser:
     option("--without", "", "a shorter stack: all but these", metavar="A")
     switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
     switch("--allow-spdy", "let exec, attach and port-forward through as SPDY, which cannot be judged frame by frame")
+    switch(
+        "--refuse-cluster-admin",
+        "do not start with a credential of the gateway's own that is cluster-admin or can make itself so, "
+        "or when nobody can tell; without it, only a warning",
+    )
     switch("--print", "print the mitmproxy command line instead of running it")
     if command == "web":
         option("--web", "127.0.0.1:8081", "where the web interface listens", metavar="HOST:PORT")
@@ -277,6 +288,35 @@ def private_confdir(state: Path) -> Path:
     return confdir
 
 
+def check_own_rights(kubeconfig: str, *, refuse: bool) -> str:
+    """
+    A warning about the power of the gateway's own credential, or "". refuse: raises UsageError instead, also
+    when nobody can tell; otherwise an API server that is down is no obstacle to a start.
+    """
+    server = apiserver.load(kubeconfig)
+
+    async def ask() -> str:
+        try:
+            async with asyncio.timeout(ASKING):
+                await server.refresh()
+                why = await ownlook.cluster_admin(server)
+            return owncredential.admin_warning(why, server.describe(), time.time()) if why else ""
+        finally:
+            await server.stop()
+
+    try:
+        why = asyncio.run(ask())
+    except (apiserver.ApiServerError, TimeoutError, OSError, ValueError) as e:
+        if refuse:
+            raise UsageError(
+                f"--refuse-cluster-admin: what the gateway's own credential may do cannot be asked: {e or 'too late'}"
+            ) from e
+        return ""
+    if why and refuse:
+        raise UsageError(f"--refuse-cluster-admin: {why}; ./run.sh doctor --rbac prints the RBAC that is enough")
+    return f"WARNING: {why}; ./run.sh doctor says how to narrow it, --refuse-cluster-admin refuses it" if why else ""
+
+
 def main(command: str, argv: Sequence[str]) -> NoReturn:
     own, extra = split(argv)
     args = parser(command).parse_args(own)
@@ -287,6 +327,11 @@ def main(command: str, argv: Sequence[str]) -> NoReturn:
     if args.print:
         print(what.command())
         raise SystemExit(0)
+    try:
+        if warning := check_own_rights(args.kubeconfig or "", refuse=args.refuse_cluster_admin):
+            print(f"tollgate: {warning}", file=sys.stderr)
+    except UsageError as e:
+        raise SystemExit(f"tollgate: {e}") from e
     if args.observe:
         print("tollgate: OBSERVE mode: policies decide and log, but stop nothing", file=sys.stderr)
     if "authenticate" not in stack.choose(args.only, args.without).addons:

@@ -28,6 +28,11 @@ ALLOWED_UPGRADE = {
 # Groups that the API server gives to whoever is impersonated; sent, the gateway's RBAC would have to list them.
 ADDED_BY_SERVER = frozenset({"system:authenticated", "system:unauthenticated"})
 
+# Every request that is made as somebody says so, and only the gateway's RBAC allows to say it: an admission policy
+# (deploy/kubernetes/admission) and the audit log tell by it what came through the gateway. One value, so that the
+# RBAC names it too.
+MARK_KEY, MARK_VALUE = "tollgate.dev/gateway", "true"
+
 
 def allowed(fields: Iterable[tuple[bytes, bytes]], upgrade: str) -> Fields:
     """The client's headers that go on. upgrade: "", "websocket" or "spdy"."""
@@ -53,10 +58,15 @@ def impersonation(identity: Identity, forward_extra: Set[str]) -> Fields:
     if identity.uid:
         fields.append((b"impersonate-uid", _value(identity.uid)))
     fields += [(b"impersonate-group", _value(group)) for group in identity.groups if group not in ADDED_BY_SERVER]
-    for key in sorted(forward_extra & identity.extra.keys()):
-        name = b"impersonate-extra-" + quote(key, safe="!#$&'*+-.^_`|~").encode()
-        fields += [(name, _value(value)) for value in identity.extra[key]]
+    # Never the token's own mark: a second value of an issuer's choosing would be read as the gateway's word.
+    for key in sorted((forward_extra & identity.extra.keys()) - {MARK_KEY}):
+        fields += [(_extra(key), _value(value)) for value in identity.extra[key]]
+    fields.append((_extra(MARK_KEY), MARK_VALUE.encode()))
     return fields
+
+
+def _extra(key: str) -> bytes:
+    return b"impersonate-extra-" + quote(key, safe="!#$&'*+-.^_`|~").encode()
 
 
 def _value(text: str) -> bytes:

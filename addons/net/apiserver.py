@@ -28,7 +28,7 @@ from kubernetes_asyncio.client import Configuration
 from kubernetes_asyncio.config import incluster_config, kube_config
 from kubernetes_asyncio.config.config_exception import ConfigException
 
-from addons.core import upstreamrequest
+from addons.core import owncredential, upstreamrequest
 from addons.core.model import NOTHING, Identity
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ class Answer:
 
     status: int
     body: bytes
+    date: str = ""  # the header Date: the API server's clock, in whole seconds
 
     def json(self) -> Any:
         try:
@@ -185,6 +186,20 @@ class ApiServer:
         cert, key = self._configuration.cert_file, self._configuration.key_file
         return (cert, key) if cert and key else None
 
+    def describe(self) -> owncredential.Credential:
+        """What the credential says of itself, once it is loaded. Raises ApiServerError, OSError, ValueError."""
+        bearer = self.authorization.partition(" ")[2]
+        if not bearer and (pair := self.client_certificate):
+            return owncredential.of_certificate(Path(pair[0]).read_bytes())
+        source = owncredential.Source.TOKEN
+        if isinstance(self._loader, incluster_config.InClusterConfigLoader):
+            source = owncredential.Source.POD
+        elif self._exec_plugin:
+            source = owncredential.Source.PLUGIN
+        elif "tokenFile" in (getattr(self._loader, "_user", None) or {}):
+            source = owncredential.Source.TOKEN_FILE
+        return owncredential.of_token(source, bearer)
+
     def use_token(self, token: str) -> None:
         """This token from now on, and nothing of the kubeconfig's user."""
         self._loader = None
@@ -277,7 +292,7 @@ class ApiServer:
                     content += more
                 if len(content) > MAX_ANSWER:
                     raise ApiServerError(f"the API server's answer is over {MAX_ANSWER} bytes")
-                return Answer(response.status, content)
+                return Answer(response.status, content, response.headers.get("Date", ""))
         except TimeoutError as e:
             raise ApiServerError(f"the API server did not answer within {timeout:g} s") from e
         except aiohttp.ClientError as e:

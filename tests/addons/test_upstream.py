@@ -68,6 +68,7 @@ def test_the_request_that_goes_up(addon):
         "x-forwarded-for": "127.0.0.1",
         "impersonate-user": "tollgate:jane",
         "impersonate-group": "dev",
+        "impersonate-extra-tollgate.dev%2Fgateway": "true",
     }
     assert known.credential == "Bearer of-the-gateway"
     assert known.passed == {("tollgate_upstream", "request")}

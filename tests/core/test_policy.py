@@ -133,6 +133,14 @@ def test_a_verdict_names_its_source():
 # Who
 
 
+@pytest.mark.parametrize("level", ["", "metadata", "request", "full"])
+def test_how_much_is_recorded_is_the_deciding_rules_to_say(level):
+    more = {"record": level} if level else {}
+    others = {"name": "other", "action": "allow", "match": {"verbs": ["list"]}, "record": "full"}
+    deciding = {"name": "mine", "action": "allow", "match": {"verbs": ["get"]}, **more}
+    assert verdict(one(deciding, others), AGENT, GET).record == level
+
+
 @pytest.mark.parametrize(
     ("people", "identity", "agent"),
     [

@@ -207,6 +207,7 @@ def test_people_alone_are_a_policy():
             "approval: only a hold rule has it",
             id="deny, approved",
         ),
+        pytest.param(rule("match: {verbs: [get]}, record: everything"), "record: ", id="no level of recording"),
         pytest.param(
             rule("match: {verbs: [get]}, approval: {users: [a], needed: 2}", "hold"),
             "needed: is 2, and only 1 may approve",

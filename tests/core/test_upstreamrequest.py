@@ -55,6 +55,16 @@ def test_impersonation():
         (b"impersonate-uid", b"u-1"),
         (b"impersonate-group", b"dev"),
         (b"impersonate-extra-example.org%2Fteam", b"blue"),
+        (b"impersonate-extra-tollgate.dev%2Fgateway", b"true"),
+    ]
+
+
+def test_the_mark_is_the_gateways_alone():
+    key = upstreamrequest.MARK_KEY
+    identity = Identity("jane", extra={key: ("forged",)})
+    assert upstreamrequest.impersonation(identity, {key}) == [
+        (b"impersonate-user", b"jane"),
+        (b"impersonate-extra-tollgate.dev%2Fgateway", b"true"),
     ]
 
 

@@ -9,6 +9,7 @@ import json
 import pytest
 import yaml
 
+from addons.core import upstreamrequest
 from addons.net import certificates
 from tests.cluster.controlplane import ControlPlane
 from tests.e2e import gateway, policies
@@ -16,6 +17,7 @@ from tests.issuer import issuer
 
 pytestmark = pytest.mark.e2e
 
+NOTES = ("authentication.kubernetes.io/", upstreamrequest.MARK_KEY)
 ALICE = {
     "name": "alice", "email": "Alice@Example.com", "email_verified": True, "roles": ["dev", "ops"], "team": "blue",
     "employee": "e-17", "one_group": "single",
@@ -78,13 +80,13 @@ def own_cluster(tmp_path_factory):
 
 
 def whoami(cluster, kubeconfig):
-    """UserInfo without the API server's own note on the credential, or None when it is not accepted."""
+    """UserInfo without the API server's own note on the credential and the gateway's mark, or None: not accepted."""
     done = cluster.run_kubectl("auth", "whoami", "-o", "json", kubeconfig=kubeconfig, check=False)
     if done.returncode:
         assert "must be logged in" in done.stderr or "Unauthorized" in done.stderr, done.stderr
         return None
     user = json.loads(done.stdout)["status"]["userInfo"]
-    extra = {k: v for k, v in user.get("extra", {}).items() if not k.startswith("authentication.kubernetes.io/")}
+    extra = {k: v for k, v in user.get("extra", {}).items() if not k.startswith(NOTES)}
     return {**user, "extra": extra, "groups": sorted(user.get("groups", []))}
 
 

@@ -195,6 +195,7 @@ async def test_as_the_identity(api):
         ("impersonate-group", "a"),
         ("impersonate-group", "b"),
         ("impersonate-extra-k", "v"),
+        ("impersonate-extra-tollgate.dev%2fgateway", "true"),
     ]
     assert answer.json()["headers"]["Authorization"] == "Bearer t"
 
