@@ -120,25 +120,29 @@ def entry(server) -> dict:
     raise AssertionError(f"no {server.package} in clients.json")
 
 
-@contextlib.asynccontextmanager
-async def started(stage, server, folder: Path, config: Path | None = None, **more: str):
-    """The server over stdio, as the entry in clients.json starts it, with the packages of the cache."""
-    config = config or token_kubeconfig(stage, folder, stage.agent_token)
+def prepared(stage, server, folder: Path, config: Path) -> tuple[list[str], dict[str, str]]:
+    """The command and variables of the entry in clients.json, with the packages of the cache and this kubeconfig."""
     one = entry(server)
     assert (one["command"], one["args"][0]) == ("npx", "-y")
+    path = {"/etc/tollgate/agent.kubeconfig": str(config)}
     arguments = []
     for argument in one["args"][2:]:
         if argument.startswith("/etc/tollgate/"):
-            toml = shipped(f"{server.package}/{Path(argument).name}", **{"/etc/tollgate/agent.kubeconfig": str(config)})
-            argument = str(folder / Path(argument).name)
-            Path(argument).write_text(toml)
+            file = folder / Path(argument).name
+            file.write_text(shipped(f"{server.package}/{file.name}", **path))
+            argument = str(file)
         arguments.append(argument)
-    variables = {
-        name: value.replace("/etc/tollgate/agent.kubeconfig", str(config)) for name, value in one.get("env", {}).items()
-    }
-    env = environment(stage, folder) | variables | more
-    async with host.stdio([*server.command(), *arguments], env, folder / "server.log") as one_host:
-        yield one_host
+    variables = {name: path.get(value, value) for name, value in one.get("env", {}).items()}
+    return [*server.command(), *arguments], environment(stage, folder) | variables
+
+
+@contextlib.asynccontextmanager
+async def started(stage, server, folder: Path, config: Path | None = None, **more: str):
+    """The server over stdio, as the entry in clients.json starts it."""
+    config = config or token_kubeconfig(stage, folder, stage.agent_token)
+    command, env = prepared(stage, server, folder, config)
+    async with host.stdio(command, env | more, folder / "server.log") as one:
+        yield one
 
 
 @pytest.fixture
@@ -238,6 +242,27 @@ async def test_refusal_of_exec_arrives_word_for_word(stage, server, tmp_path):
     assert "rule agents/no-shell-in-billing denies this: Nobody needs a shell beside the invoices." in said.text
     assert "Read the logs instead" in said.text
     assert not (stage.controlplane.pod_files / "touched").exists()
+
+
+@pytest.fixture(scope="module")
+def mute(gateway_kubeconfig, controlplane, tmp_path_factory):
+    """A gateway whose policy forgets discovery, as a first policy of one's own does."""
+    folder = tmp_path_factory.mktemp("mute")
+    lines = POLICY.splitlines(keepends=True)
+    (folder / "policy.yaml").write_text("".join(line for line in lines if "nonResourceURLs" not in line))
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")]
+    with gateway.running(folder, *arguments) as one:
+        yield Stage(one, controlplane)
+
+
+async def test_refusal_of_discovery_arrives_word_for_word(mute, server, tmp_path):
+    """As plain text: of a Status there both would say no more than the word unknown."""
+    message = mute.request("GET", "/api").body.decode()
+    assert message.startswith("no rule allows get /api for tollgate:system:serviceaccount:agents:ci-agent; ")
+    async with started(mute, server, tmp_path) as agent:
+        said = await agent.call(server.get("ConfigMap", "shop", "settings"))
+    assert message in said.text
+    assert said.failed
 
 
 async def test_a_token_that_is_no_good_is_said(stage, server, tmp_path):
@@ -459,11 +484,15 @@ async def test_the_model_is_not_shown_the_kubeconfig(stage, tmp_path):
 # HTTP ---------------------------------------------------------------------------------------
 
 
+def launched(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
 @contextlib.asynccontextmanager
 async def listening(command: list[str], env: dict[str, str], port: int, folder: Path):
     """A server in HTTP mode, until the block ends."""
-    with (folder / "http.log").open("wb") as log:
-        process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    process = launched(command, env, folder / "http.log")
     try:
         deadline = time.monotonic() + START_LIMIT
         while True:
@@ -523,7 +552,7 @@ async def test_each_caller_of_one_http_server_is_himself(stage, tmp_path):
 
 @pytest.mark.parametrize("credential", ["shared", "none"])
 async def test_http_without_a_token_falls_back_to_the_kubeconfig(stage, credential, tmp_path):
-    """The trap of `require_oauth = false`, and why the shipped kubeconfig has no credential: nothing to fall back to."""
+    """The trap of `require_oauth = false`; the shipped kubeconfig has no credential: nothing to fall back to."""
     server, port = servers.KubernetesMCPServer(), gateway.free_port()
     config = (
         token_kubeconfig(stage, tmp_path, stage.agent_token)
