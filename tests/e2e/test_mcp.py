@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from addons.cli import demo
 from addons.cli import kubeconfig as kubeconfig_command
 from tests.cluster.controlplane import base_environment
 from tests.e2e import gateway
@@ -32,6 +33,7 @@ DEPLOY = gateway.ROOT / "deploy" / "mcp"
 START_LIMIT = 30  # seconds; Node needs two
 HOLD = 12  # seconds that a request of `slow` waits
 NAMES = (f"mcp-{n}" for n in itertools.count())
+NAMESPACE_SHOP = {"apiVersion": "v1", "kind": "Namespace", "name": "shop"}
 PEOPLE = "tollgate:system:serviceaccounts:people"
 POLICY = f"""
 apiVersion: tollgate.dev/v1alpha1
@@ -475,6 +477,22 @@ async def test_a_renewed_token_file_is_read_again(stage, server, tmp_path):
         assert not (await agent.call(server.list_pods("shop"))).failed
 
 
+async def test_what_shows_the_kubeconfig_shows_no_token(stage, server, tmp_path):
+    """The trap: both have a tool that prints it, credentials and all. Ours names a file with the token."""
+    config = token_kubeconfig(stage, tmp_path, stage.agent_token)
+    call = servers.Call("configuration_view", {"minified": False})
+    command = [*server.command(), "--toolsets", "core,config"]
+    if server.package == "mcp-server-kubernetes":
+        call = servers.Call("kubectl_generic", {"command": "config", "subCommand": "view", "flags": {"raw": True}})
+        command = server.command()
+    env = environment(stage, tmp_path, KUBECONFIG=str(config))
+    async with host.stdio(command, env, tmp_path / "server.log") as agent:
+        said = await agent.call(call)
+    assert stage.gateway.url in said.text
+    assert str(tmp_path / "token") in said.text
+    assert stage.agent_token not in said.text
+
+
 async def test_the_model_is_not_shown_the_kubeconfig(stage, tmp_path):
     """Only the toolset `core`: configuration_view would print the kubeconfig."""
     async with started(stage, servers.KubernetesMCPServer(), tmp_path) as agent:
@@ -595,3 +613,108 @@ async def test_http_of_mcp_server_kubernetes_is_one_identity_for_all(stage, tmp_
         lambda e: e["verb"] == "get" and e.get("objectRef", {}).get("name") == "settings", since=since
     )
     assert event["impersonatedUser"]["username"] == "tollgate:system:serviceaccount:agents:ci-agent"
+
+
+# The first ten minutes --------------------------------------------------------------------------
+
+
+async def test_what_the_demo_writes_blocks_a_delete(default_gateway, controlplane, agent_token, tmp_path):
+    """The README's quickstart, with the shipped policy and the client configuration that the demo writes."""
+    server = servers.KubernetesMCPServer()
+    stage = Stage(default_gateway, controlplane)
+    config = token_kubeconfig(stage, tmp_path, agent_token)
+    one = json.loads(demo.mcp_client(tmp_path, config).read_text())["mcpServers"]["kubernetes"]
+    assert one["args"][:2] == ["-y", f"{server.package}@{servers.pinned()[server.package]}"]
+    command = [*server.command(), *one["args"][2:]]
+    async with host.stdio(command, environment(stage, tmp_path), tmp_path / "server.log") as agent:
+        assert "web-" in (await agent.call(server.list_pods("shop"))).text
+        said = await agent.call(server.delete("ConfigMap", "prod-web", "checkout-critical"))
+        asked = await agent.call(servers.Call("resources_delete", NAMESPACE_SHOP))
+    assert "rule agents/critical-configmaps denies this: This ConfigMap is critical," in said.text
+    assert "rule agents/delete-namespace holds this: Everything in the namespace goes with it; approval apr-" in asked.text
+    for path in ("namespaces/prod-web/configmaps/checkout-critical", "namespaces/shop"):
+        assert "deletionTimestamp" not in controlplane.api("GET", f"/api/v1/{path}")["metadata"]
+
+
+@pytest.mark.parametrize("package", [server.package for server in servers.SERVERS])
+def test_every_page_names_the_versions_that_are_tested(package):
+    pages = [gateway.ROOT / "README.md", *DEPLOY.rglob("*"), *(gateway.ROOT / "docs").glob("*.md")]
+    named = {
+        version
+        for page in pages
+        if page.is_file()
+        for version in re.findall(rf"\b{package}[@:](\d[\w.]*)", page.read_text())
+    }
+    assert named == {servers.pinned()[package]}
+
+
+# In the cluster -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def manifests(controlplane):
+    """What `kubectl apply -k deploy/mcp/sidecar` sends, by kind."""
+    text = controlplane.run_kubectl("kustomize", str(DEPLOY / "sidecar")).stdout
+    dry = controlplane.run_kubectl("apply", "--server-side", "--dry-run=server", "-o", "json", "-f", "-", input=text)
+    items = json.loads(dry.stdout)["items"]
+    return {item["kind"]: item for item in items}
+
+
+def test_sidecar_has_the_only_token(manifests):
+    spec = manifests["Pod"]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    tokens = {
+        volume["name"]: source["serviceAccountToken"]
+        for volume in spec["volumes"]
+        for source in volume.get("projected", {}).get("sources", ())
+        if "serviceAccountToken" in source
+    }
+    assert {name: token["audience"] for name, token in tokens.items()} == {"token": "tollgate"}
+    mounts = {
+        container["name"]: {mount["name"] for mount in container.get("volumeMounts", ())}
+        for container in (*spec["initContainers"], *spec["containers"])
+    }
+    assert mounts == {"mcp": {"config", "ca", "token"}, "agent": set()}
+
+
+def test_sidecar_is_admitted_where_pods_are_restricted(controlplane):
+    namespace = next(NAMES)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    controlplane.api("POST", "/api/v1/namespaces", {"metadata": {"name": namespace, "labels": labels}})
+    text = controlplane.run_kubectl("kustomize", str(DEPLOY / "sidecar")).stdout
+    text = text.replace("namespace: agents", f"namespace: {namespace}")
+    account = {"metadata": {"name": "ci-agent"}}
+    controlplane.api("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts", account)
+    try:
+        controlplane.run_kubectl("apply", "-f", "-", input=text)
+    finally:
+        controlplane.request("DELETE", f"/api/v1/namespaces/{namespace}")
+
+
+async def test_sidecar_configuration_works(stage, manifests, tmp_path):
+    """The files of the ConfigMap, with this test's paths and address for the pod's."""
+    server, port = servers.KubernetesMCPServer(), gateway.free_port()
+    (tmp_path / "token").write_text(stage.agent_token)
+    paths = {
+        "/etc/mcp/": f"{tmp_path}/",
+        "/etc/tollgate-ca/ca.crt": str(stage.gateway.ca_file),
+        "/var/run/secrets/tollgate/": f"{tmp_path}/",
+        "https://tollgate.tollgate.svc": stage.gateway.url,
+        '"8080"': f'"{port}"',
+    }
+    used = set()
+    for name, text in manifests["ConfigMap"]["data"].items():
+        for old, new in paths.items():
+            if old in text:
+                used.add(old)
+                text = text.replace(old, new)
+        (tmp_path / name).write_text(text)
+    assert used == set(paths)
+    command = [*server.command(), "--config", str(tmp_path / "config.toml")]
+    async with (
+        listening(command, environment(stage, tmp_path), port, tmp_path) as url,
+        host.http(url, {}) as agent,
+    ):
+        assert not (await agent.call(server.list_pods("shop"))).failed
+        said = await agent.call(server.delete("ConfigMap", "prod-web", "checkout-critical"))
+        assert "rule agents/critical denies this: Critical ConfigMaps change through Git." in said.text
