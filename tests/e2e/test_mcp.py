@@ -631,7 +631,9 @@ async def test_what_the_demo_writes_blocks_a_delete(default_gateway, controlplan
         said = await agent.call(server.delete("ConfigMap", "prod-web", "checkout-critical"))
         asked = await agent.call(servers.Call("resources_delete", NAMESPACE_SHOP))
     assert "rule agents/critical-configmaps denies this: This ConfigMap is critical," in said.text
-    assert "rule agents/delete-namespace holds this: Everything in the namespace goes with it; approval apr-" in asked.text
+    assert (
+        "rule agents/delete-namespace holds this: Everything in the namespace goes with it; approval apr-" in asked.text
+    )
     for path in ("namespaces/prod-web/configmaps/checkout-critical", "namespaces/shop"):
         assert "deletionTimestamp" not in controlplane.api("GET", f"/api/v1/{path}")["metadata"]
 
