@@ -88,7 +88,7 @@ def commands(kubectl: str, agent: Path, engineer: Path, approver: Path) -> str:
 def mcp_client(folder: Path, agent: Path) -> Path:
     """Write what an MCP client takes as configuration, for a server that acts as the agent; and the server's own."""
     # Without "config", a toolset that shows the model the kubeconfig. JSON strings are TOML strings.
-    toml = f"kubeconfig = {json.dumps(str(agent))}\ncluster_provider_strategy = \"kubeconfig\"\ntoolsets = [\"core\"]\n"
+    toml = f'kubeconfig = {json.dumps(str(agent))}\ncluster_provider_strategy = "kubeconfig"\ntoolsets = ["core"]\n'
     files.write_private(folder / "mcp.toml", toml.encode())
     entry = {"command": "npx", "args": ["-y", MCP_SERVER, "--config", str(folder / "mcp.toml")]}
     path = folder / "mcp.json"
