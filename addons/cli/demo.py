@@ -35,6 +35,7 @@ ACCOUNTS = {
     "engineer": ("people", "engineer", "tollgate"),
     "approver": ("people", "engineer", approvals.AUDIENCE),
 }
+MCP_SERVER = "kubernetes-mcp-server@0.0.67"  # the version that the tests drive
 APPROVERS = "tollgate:system:serviceaccounts:people"  # in place of the group that default.yaml names
 
 # Beside policies/default.yaml. Policy files add up: the strictest matching rule of all decides.
@@ -82,6 +83,17 @@ def commands(kubectl: str, agent: Path, engineer: Path, approver: Path) -> str:
         (f"{as_engineer} delete configmap checkout-critical -n prod-web", "passes: an engineer is no agent"),
     )
     return "\n".join(f"  # {i}. {what}\n  {line}\n" for i, (line, what) in enumerate(lines, 1))
+
+
+def mcp_client(folder: Path, agent: Path) -> Path:
+    """Write what an MCP client takes as configuration, for a server that acts as the agent; and the server's own."""
+    # Without "config", a toolset that shows the model the kubeconfig. JSON strings are TOML strings.
+    toml = f'kubeconfig = {json.dumps(str(agent))}\ncluster_provider_strategy = "kubeconfig"\ntoolsets = ["core"]\n'
+    files.write_private(folder / "mcp.toml", toml.encode())
+    entry = {"command": "npx", "args": ["-y", MCP_SERVER, "--config", str(folder / "mcp.toml")]}
+    path = folder / "mcp.json"
+    files.write_private(path, json.dumps({"mcpServers": {"kubernetes": entry}}, indent=2).encode())
+    return path
 
 
 def wait_open(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -174,6 +186,7 @@ def run(listen: str, folder: Path) -> None:
                     config = kubeconfig.build(f"https://{listen}", ca, user)
                     files.write_private(path, json.dumps(config, indent=2).encode())
                 renew(cluster, tokens)
+                mcp = mcp_client(folder, clients["agent"])
                 kubectl = "kubectl" if shutil.which("kubectl") else cluster.kubectl
                 print(
                     f"\nAPI server  {cluster.url}  (throwaway; etcd, kube-apiserver, controllers, one played node)\n"
@@ -181,7 +194,8 @@ def run(listen: str, folder: Path) -> None:
                     "agent       tollgate:system:serviceaccount:agents:ci-agent, cluster-admin by RBAC, "
                     "token for one hour\n"
                     "engineer    tollgate:system:serviceaccount:people:engineer; approvals need its second "
-                    f"kubeconfig, {clients['approver']}\n\n"
+                    f"kubeconfig, {clients['approver']}\n"
+                    f"MCP client  {mcp}: its content goes into the client's configuration (docs/mcp.md); needs npx\n\n"
                     "Paste into another terminal:\n\n"
                     f"{commands(kubectl, clients['agent'], clients['engineer'], clients['approver'])}\n"
                     "Ctrl-C ends the demo.",

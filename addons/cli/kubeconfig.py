@@ -100,12 +100,19 @@ def main(argv: Sequence[str]) -> None:
     how = p.add_mutually_exclusive_group()
     how.add_argument("--token-file", metavar="FILE", help="file with the token, re-read by the client")
     how.add_argument("--exec", metavar="COMMAND", help="credential plugin; its arguments follow --", dest="plugin")
+    how.add_argument(
+        "--passthrough",
+        action="store_true",
+        help="no credential at all: for an MCP server that passes on the token of each of its callers",
+    )
     own, plugin_args = split(argv)
     args = p.parse_args(own)
-    if not args.token_file and not args.plugin:
+    if args.passthrough and args.approver:
+        p.error("argument --passthrough: not allowed with argument --approver")
+    if not args.token_file and not args.plugin and not args.passthrough:
         if args.approver:
             raise SystemExit(f"tollgate: {HOW_TO_APPROVE}")
-        p.error("one of the arguments --token-file --exec is required")
+        p.error("one of the arguments --token-file --exec --passthrough is required")
     ca_file = Path(args.ca or Path(args.state).expanduser() / "tls" / "ca.crt")
     try:
         ca = None if args.ca == "none" else ca_file.read_bytes()
@@ -114,11 +121,12 @@ def main(argv: Sequence[str]) -> None:
             f"tollgate: no CA at {ca_file} ({e.strerror}); start the gateway once, or name one with --ca"
         ) from e
     name = APPROVER if args.approver else ORDINARY
+    user: dict[str, Any] = {}
     if args.token_file:
         if args.approver:
             check_audience(Path(args.token_file), APPROVER)
-        user: dict[str, Any] = {"tokenFile": str(Path(args.token_file).absolute())}
-    else:
+        user = {"tokenFile": str(Path(args.token_file).absolute())}
+    elif args.plugin:
         user = exec_plugin(args.plugin, plugin_args)
     print(json.dumps(build(args.server, ca, user, args.namespace, name), indent=2))
     if args.approver:

@@ -1,4 +1,4 @@
-"""`./run.sh policy check|test|explain|schema`: policy as something people work with."""
+"""`./run.sh policy check|test|explain|schema|reference`: policy as something people work with."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ from addons.core import (
     policycases,
     policycheck,
     policyfile,
+    policyreference,
     policyschema,
 )
 from addons.core import status as statuses
@@ -29,6 +30,7 @@ HELP = """\
   test [PATH...]    run the tables of cases (*.cases.yaml) beside the policies; exit 1 if one fails
   explain           every rule, and why it matches a request or not
   schema            the JSON Schema of policy files, for editors
+  reference         every field of a policy file, as a page
 
   ./run.sh policy check policies/
   ./run.sh policy test policies/packs/workloads.yaml
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str], out: TextIO | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="./run.sh policy", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = p.add_subparsers(dest="command", required=True, metavar="check|test|explain|schema")
+    commands = p.add_subparsers(dest="command", required=True, metavar="check|test|explain|schema|reference")
     for name in ("check", "test"):
         c = commands.add_parser(name)
         c.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="files or folders; default: policies/")
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str], out: TextIO | None = None) -> int:
     e.add_argument("--issuer", default="", metavar="URL", help="of the token")
     e.add_argument("--policies", default=str(ROOT / "policies"), metavar="PATH", help="several joined with ':'")
     commands.add_parser("schema")
+    commands.add_parser("reference")
     args = p.parse_args(own)
     screen = _Screen(out or sys.stdout)
     try:
@@ -69,7 +72,10 @@ def main(arguments: Sequence[str], out: TextIO | None = None) -> int:
                 identity = Identity(args.user, groups=tuple(filter(None, args.groups.split(","))), issuer=args.issuer)
                 paths = [Path(part).expanduser() for part in args.policies.split(os.pathsep) if part]
                 return explain_request(identity, paths, extra, screen)
-        screen.line(schema_text().rstrip("\n"))
+            case "reference":
+                screen.line(policyreference.page(policyschema.schema()).rstrip("\n"))
+            case _:
+                screen.line(schema_text().rstrip("\n"))
     except policy.PolicyError as error:
         print(error, file=sys.stderr)
         print(_count(len(error.problems), "mistake"), file=sys.stderr)

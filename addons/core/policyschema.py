@@ -65,7 +65,14 @@ def _rule() -> Schema:
         "grant": {
             **_object(
                 _only(
-                    {"for": _DURATION, "scope": {"enum": list(policyfields.GRANT_SCOPES)}}, policyfields.GRANT_FIELDS
+                    {
+                        "for": {**_DURATION, "description": "1m to 8h"},
+                        "scope": {
+                            "enum": list(policyfields.GRANT_SCOPES),
+                            "description": "the request's namespace, or everywhere (namespace)",
+                        },
+                    },
+                    policyfields.GRANT_FIELDS,
                 ),
                 ["for"],
             ),
@@ -86,8 +93,8 @@ def _budget() -> Schema:
         "match": _match(),
         "limit": {**_whole(1, budgets.MAX_LIMIT), "description": "operations in the window"},
         "objects": {**_whole(1, budgets.MAX_LIMIT), "description": "objects in reach in the window"},
-        "window": _DURATION,
-        "per": {"enum": list(budgets.PER)},
+        "window": {**_DURATION, "description": "what happened longer ago counts no more"},
+        "per": {"enum": list(budgets.PER), "description": "what is counted apart"},
         "owner": {**_TEXT, "description": "CEL over identity, a text; with per: owner"},
         "over": {"enum": ["deny", "hold"], "description": "what happens over the limit (deny)"},
         "when": _CEL,
@@ -126,17 +133,30 @@ def _mask() -> Schema:
 def _match() -> Schema:
     words = _list(_TEXT, unique=True)
     fields: dict[str, Schema] = {
-        "users": words,
-        "userGroups": words,
-        "subjects": _list({"enum": ["agents", "people"]}, unique=True),
-        "verbs": _list({"enum": ["*", *sorted(VERBS)]}, unique=True),
+        "users": {**words, "description": "of the verified identity; * and ? stand for others"},
+        "userGroups": {**words, "description": "of the verified identity; system:authenticated is everybody"},
+        "subjects": {
+            **_list({"enum": ["agents", "people"]}, unique=True),
+            "description": "agents is everybody whom no people clause names",
+        },
+        "verbs": {
+            **_list({"enum": ["*", *sorted(VERBS)]}, unique=True),
+            "description": "for nonResourceURLs the method in lower case",
+        },
         "resources": {**words, "description": "pods, deployments.apps, pods/exec, *.apps, */scale, *"},
-        "resourceNames": words,
-        "namespaces": words,
-        "nonResourceURLs": words,
-        "impacts": _list({"enum": [impact.word for impact in Impact]}, unique=True),
+        "resourceNames": {**words, "description": "also when the name is only in the body"},
+        "namespaces": {**words, "description": "also when it is only in the body"},
+        "nonResourceURLs": {**words, "description": "/metrics, /logs/*; without resources, names and namespaces"},
+        "impacts": {
+            **_list({"enum": [impact.word for impact in Impact]}, unique=True),
+            "description": "what the request could do, as the gateway sees it",
+        },
         "commands": {**words, "description": "what kubectl says it is: a claim, never in an allow rule"},
-        "uses": {**_object(dict.fromkeys(policyfields.USES_FIELDS, words), []), "minProperties": 1},
+        "uses": {
+            **_object(dict.fromkeys(policyfields.USES_FIELDS, words), []),
+            "minProperties": 1,
+            "description": "what a pod template runs as and reads; NotIn: something outside the list, to deny or hold",
+        },
     }
     return {
         **_object(_only(fields, policyfields.MATCH_FIELDS), []),
@@ -147,9 +167,9 @@ def _match() -> Schema:
 
 def _approval() -> Schema:
     fields: dict[str, Schema] = {
-        "groups": _list(_TEXT, unique=True),
-        "users": _list(_TEXT, unique=True),
-        "needed": {**_whole(1, 10), "description": "different people"},
+        "groups": {**_list(_TEXT, unique=True), "description": "who may approve; no patterns"},
+        "users": {**_list(_TEXT, unique=True), "description": "who may approve; no patterns"},
+        "needed": {**_whole(1, 10), "description": "different people (1)"},
         "wait": {**_DURATION, "description": "how long the request is held open (25s)"},
         "valid": {**_DURATION, "description": "from the yes to its use, and how long it can be given (15m)"},
         "maxTokenAge": {**_DURATION, "description": "since the approver logged in (15m, at most 24h)"},

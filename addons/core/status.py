@@ -33,6 +33,11 @@ REASONS = {
     504: "Timeout",
 }
 
+# What client-go's discovery fetches. It reads the error of these without decoding it: of a Status
+# people and models see the word "unknown", of plain text all of it (kubectl 1.36, kubernetes-mcp-server).
+_READ_RAW = frozenset({"/api", "/apis", "/version"})
+_READ_RAW_BELOW = "/openapi/"
+
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]+")
 _NOT_FOUND = re.compile(r"not(\s+)found", re.IGNORECASE)
 
@@ -60,6 +65,12 @@ def one_line(message: str) -> str:
     text = _UNPRINTABLE.sub(" ", message).replace('"', "'").replace("\\", "/")
     text = _NOT_FOUND.sub(r"not\1there", text)
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def is_read_as_text(refusal: Refusal, path: str) -> bool:
+    """Whether clients show the refusal of this path only as plain text. For other codes they have their own words."""
+    path = path.partition("?")[0]
+    return refusal.code == 403 and (path.rstrip("/") in _READ_RAW or path.startswith(_READ_RAW_BELOW))
 
 
 @lru_cache(maxsize=512)  # the same few sentences, over and over

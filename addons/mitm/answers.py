@@ -14,14 +14,17 @@ CREDENTIALS = ("Authorization", "Proxy-Authorization", "Cookie", "Sec-WebSocket-
 _unknown = limits.Digest()  # refusals of nobody in particular: one line a second each, with a count
 
 
-def response(refusal: status.Refusal) -> http.Response:
-    """The refusal as an HTTP response."""
+def response(refusal: status.Refusal, path: str = "") -> http.Response:
+    """The refusal as an HTTP response, in the form in which clients show it of this path."""
     headers = {"Content-Type": "application/json", "Tollgate-Reason": refusal.cause}
+    body = status.body(refusal)
+    if status.is_read_as_text(refusal, path):
+        headers["Content-Type"], body = "text/plain; charset=utf-8", status.one_line(refusal.message).encode()
     if refusal.code == 401:
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 names the scheme
     if refusal.retry_after:
         headers["Retry-After"] = str(refusal.retry_after)
-    return http.Response.make(refusal.code, status.body(refusal), headers)
+    return http.Response.make(refusal.code, body, headers)
 
 
 def code(flow: http.HTTPFlow) -> int:
@@ -33,7 +36,7 @@ def code(flow: http.HTTPFlow) -> int:
 def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
     """Answer the flow; later addons see `answered_by` and leave it alone."""
     known = facts.of(flow)
-    flow.response = response(refusal)
+    flow.response = response(refusal, flow.request.path)
     known.answered_by = by
     # It goes nowhere now, but it is displayed and saved: whatever it brought as a credential goes.
     for header in CREDENTIALS:

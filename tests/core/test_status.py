@@ -45,3 +45,20 @@ def test_body_is_a_kubernetes_status():
 
 def test_nobody_refuses_with_what_clients_repeat_for_ever():
     assert 409 not in status.REASONS
+
+
+@pytest.mark.parametrize(
+    ("code", "path", "text"),
+    [
+        pytest.param(403, "/api", True, id="discovery"),
+        pytest.param(403, "/apis?x=1", True, id="with a query"),
+        pytest.param(403, "/apis/", True, id="with a slash"),
+        pytest.param(403, "/version", True, id="version"),
+        pytest.param(403, "/openapi/v3/apis/apps/v1?hash=1", True, id="schema"),
+        pytest.param(403, "/api/v1", False, id="a version's list is decoded"),
+        pytest.param(403, "/apis/apps/v1/namespaces/shop/deployments/web", False, id="an object"),
+        pytest.param(401, "/api", False, id="clients have their own words for a 401"),
+    ],
+)
+def test_what_clients_read_as_text(code, path, text):
+    assert status.is_read_as_text(status.Refusal(code, "x", "y"), path) is text

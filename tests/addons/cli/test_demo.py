@@ -1,3 +1,5 @@
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,14 @@ def test_five_commands():
     assert "'/a b/agent'" in text
     assert "passes" in text
     assert "refused" in text
+
+
+def test_what_an_mcp_client_takes(tmp_path):
+    agent = tmp_path / 'a "quoted" folder' / "agent.kubeconfig"
+    entry = json.loads(demo.mcp_client(tmp_path, agent).read_text())["mcpServers"]["kubernetes"]
+    assert entry == {"command": "npx", "args": ["-y", demo.MCP_SERVER, "--config", str(tmp_path / "mcp.toml")]}
+    server = tomllib.loads((tmp_path / "mcp.toml").read_text())
+    assert (server["kubeconfig"], server["toolsets"]) == (str(agent), ["core"])
 
 
 def test_its_policy_loads_beside_the_shipped_ones(tmp_path):

@@ -36,6 +36,17 @@ def test_exec_plugin(capsys, state):
     assert (plugin["command"], plugin["args"]) == ("kubectl", ["oidc-login", "get-token"])
 
 
+def test_passthrough_has_no_credential(capsys, state):
+    config = printed(capsys, "--state", str(state), "--passthrough")
+    assert config["users"] == [{"name": "tollgate", "user": {}}]
+
+
+def test_a_decision_is_never_passed_through(capsys, state):
+    with pytest.raises(SystemExit):
+        kubeconfig.main(["--state", str(state), "--passthrough", "--approver"])
+    assert "--passthrough: not allowed with argument --approver" in capsys.readouterr().err
+
+
 def test_public_ca(capsys):
     config = printed(capsys, "--ca", "none", "--token-file", "t", "--server", "https://gw.example")
     assert config["clusters"][0]["cluster"] == {"server": "https://gw.example"}
@@ -91,4 +102,4 @@ def test_how_an_approver_gets_a_token():
 def test_no_source_of_a_token(capsys):
     with pytest.raises(SystemExit):
         kubeconfig.main([])
-    assert "one of the arguments --token-file --exec is required" in capsys.readouterr().err
+    assert "one of the arguments --token-file --exec --passthrough is required" in capsys.readouterr().err

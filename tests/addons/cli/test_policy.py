@@ -177,6 +177,12 @@ def test_schema():
     assert json.loads(out)["title"] == "Tollgate policy"
 
 
+def test_reference():
+    code, out = run("reference")
+    assert code == 0
+    assert out.startswith("# Policy reference\n")
+
+
 def test_the_shipped_policies_have_no_warning():
     code, out = run("check", ROOT / "policies", ROOT / "policies" / "packs")
     assert (code, [line.partition(":")[0] for line in out.splitlines()]) == (0, ["note", "good"])

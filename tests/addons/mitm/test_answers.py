@@ -16,6 +16,15 @@ def test_a_refusal_is_a_status_with_its_reason_code():
     assert json.loads(response.content)["message"] == REFUSAL.message
 
 
+def test_a_refusal_of_discovery_is_text():
+    flow = tflow.tflow()
+    flow.request.path = "/api?timeout=32s"
+    answers.refuse(flow, "tollgate_block", status.Refusal(403, "policy-text", 'rule "a/b" denies\nthis'))
+    assert flow.response.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert flow.response.headers["Tollgate-Reason"] == "policy-text"
+    assert flow.response.text == "rule 'a/b' denies this"
+
+
 def test_a_401_names_the_scheme():
     assert answers.response(status.Refusal(401, "x", "y")).headers["WWW-Authenticate"] == "Bearer"
 

@@ -1,0 +1,73 @@
+"""The pages in docs/: complete, and with nothing in them that is no longer so."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
+MAKERS = {"Refusal": 1, "Refused": 1, "Problem": 1}  # what makes a refusal, and where its reason stands
+# Made of a phase, as in `approval-void`: those whose words the code has, and that no other maker names.
+BY_PHASE = {"approval-expired", "approval-cancelled"}
+
+
+def calls() -> Iterator[ast.Call]:
+    for script in sorted((ROOT / "addons").rglob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+                if name in MAKERS and len(node.args) > 1:
+                    yield node
+
+
+REASONS = {call.args[1].value for call in calls() if isinstance(call.args[1], ast.Constant)} | BY_PHASE
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for section in TROUBLESHOOTING.split("\n## ")[2:]  # without the words of clients
+    for line in section.splitlines()
+    if line.startswith("| `")
+]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def sentences() -> str:
+    """All texts of the code, as written: what an f-string fills in keeps its braces."""
+    found = []
+    for script in sorted((ROOT / "addons").rglob("*.py")):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(v.value if isinstance(v, ast.Constant) else ast.unparse(v) for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found).replace("f'{MAX_HEAD}'", "{MAX_HEAD}")
+
+
+def test_the_reasons_were_found():
+    assert {"policy-deny", "approval-pending", "unauthorized", "no-such-path"} <= REASONS
+    assert len(REASONS) > 80
+
+
+def test_every_reason_has_an_entry_and_no_entry_is_stale():
+    documented = {reason for row in ROWS for reason in quoted(row[1])}
+    assert documented == REASONS
+
+
+@pytest.mark.parametrize("text", [text for row in ROWS for text in quoted(row[0])])
+def test_every_message_is_one_that_the_code_has(text):
+    assert text in SENTENCES
+
+
+SENTENCES = sentences()
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
