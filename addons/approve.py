@@ -28,6 +28,7 @@ from addons.core import (
     maskanswers,
     maskpreviews,
     preconditions,
+    revocations,
     status,
     upstreamrequest,
     virtualapi,
@@ -204,7 +205,8 @@ class Approve:
         self.book = Book(self.store, self.clock)
         try:
             await self.book.start()
-            self.virtual = VirtualServer(self.book, self.clock, self.asked)
+            # In memory, it is another store than that of who authenticates.
+            self.virtual = VirtualServer(self.book, self.clock, self.asked, revokes=bool(self.state))
             await self.virtual.start()
         except (store.StoreError, OSError) as e:
             # Direction: what is held is refused, what is not passes.
@@ -360,6 +362,7 @@ class Approve:
                 maskpreviews.of(operation, current(known).record_level(operation)),
             ),
             waits=waits,
+            ended=lambda: known.cut_off,
         )
 
     # ----- the virtual API -----
@@ -400,6 +403,7 @@ class Approve:
             ),
             may_read=lambda record: self.may_read(policies, identity, record),
             revision=policies.revision,
+            owners=revocations.owners(identity, getattr(ctx.options, "tollgate_owner_claim", "")),
         )
 
     async def may_read(self, policies: PolicySet, identity: Identity, record: approvals.Record) -> bool:

@@ -22,7 +22,7 @@ from mitmproxy import connection, ctx, exceptions, http
 
 from addons.core import admission, budgets, facts, maskanswers, maskwrites, policy, policyfile, stack, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
-from addons.mitm import answers, cutting, options
+from addons.mitm import answers, cutting, options, people
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, maskkeys, objects, store
 
@@ -131,9 +131,14 @@ class PolicyBlock:
             logger.warning("tollgate_state is not set: budgets are counted in memory, and a restart forgets them")
 
     def running(self) -> None:
+        people.judged_by(self.is_agent)
         self.watcher = asyncio.create_task(self.watch())
 
+    def is_agent(self, identity: Identity) -> bool:
+        return self.policy.is_agent(identity)
+
     def done(self) -> None:
+        people.no_longer(self.is_agent)
         if self.watcher is not None:
             self.watcher.cancel()
         if self.store is not None:

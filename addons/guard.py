@@ -374,6 +374,10 @@ class LastWord:
             if known.sealed is not None and known.sealed != seal(flow.request):
                 flow.response = answers.response(CHANGED)
                 logger.error("refused %r: it was changed after the verdict", flow.request.method)
+            elif known.cut_off is not None:
+                # Revoked while an addon waited for something after authenticate had passed it.
+                flow.response = answers.response(known.cut_off)
+                logger.info("refused %r: %s", flow.request.method, known.cut_off.cause)
             elif known.verdict.action is Action.HOLD and not known.approval:
                 # The stamp of approve says the same; what a human must agree to has two locks.
                 logger.error("refused %r: it is held and nobody approved it", flow.request.method)

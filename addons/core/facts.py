@@ -42,6 +42,7 @@ class Facts:
         "audit_id",
         "chunks",
         "credential",
+        "cut_off",
         "frame",
         "head_released",
         "held_for",
@@ -84,6 +85,7 @@ class Facts:
         self.chunks: Callable[[bytes], bytes | list[bytes]] | None = None
         self.passed: set[tuple[str, str]] = set()
         self.released = False  # the guard's last word: this flow may go upstream
+        self.cut_off: Refusal | None = None  # why it must end although it passed: a revocation, the gateway's own end
         # Authorization for the API server, put on the wire only, never into the flow.
         self.credential = ""
         self.answer: Any = None  # the upstream's response, or (raw message, its content), while the guard withholds it

@@ -1,5 +1,5 @@
 """
-The book of approvals, AccessRequests and grants: what the store holds of them, kept at hand.
+The book of approvals, AccessRequests, grants and revocations: what the store holds of them, kept at hand.
 
 Reading is from memory and costs nothing; every change goes to the store first, with the revision
 it was made from, so that of two that change the same record one has to look again. Changes by
@@ -33,7 +33,18 @@ from addons.core.approvals import (
 )
 from addons.net import codec, mirror
 from addons.net.codec import Entry
-from addons.net.mirror import APPROVALS, GRANTS, HISTORY, HISTORY_BYTES, KINDS, REQUESTS, Change, Key, Mirror
+from addons.net.mirror import (
+    APPROVALS,
+    GRANTS,
+    HISTORY,
+    HISTORY_BYTES,
+    KINDS,
+    REQUESTS,
+    REVOCATIONS,
+    Change,
+    Key,
+    Mirror,
+)
 from addons.net.store import Absent, Conflict, Delete, Exists, Put, Store, StoreError
 
 __all__ = [
@@ -41,6 +52,7 @@ __all__ = [
     "GRANTS",
     "KINDS",
     "REQUESTS",
+    "REVOCATIONS",
     "Book",
     "Change",
     "Changed",
@@ -225,7 +237,10 @@ class Book:
     async def add(self, kind: str, entry: Entry) -> Change:
         """A new entry; when one of that name is there, that one instead, unchanged."""
         data = _encoded(entry)
-        if len(self._mirror) >= MAX_ENTRIES + SWEEP_ENTRIES or self._mirror.bytes >= MAX_BYTES / ROOM:
+        # Not of the kill switch: whoever floods the book with questions must not keep it from being thrown.
+        if kind != REVOCATIONS and (
+            len(self._mirror) >= MAX_ENTRIES + SWEEP_ENTRIES or self._mirror.bytes >= MAX_BYTES / ROOM
+        ):
             raise StoreError("there are too many approvals and grants; wait until some are over")
         for _ in range(TRIES):
             try:

@@ -52,6 +52,8 @@ class Case:
     judge: Callable[[], Verdict]  # the same operation, by the policies of now
     previewer: Previewer
     waits: Callable[[str], None]  # told the name of the approval that it waits for
+    # Why it must end although nobody decided: its identity was revoked, say.
+    ended: Callable[[], status.Refusal | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Desk:
             return refused(holding.unavailable(str(e)))
         except TokenError as e:
             logger.warning("the token of a held request: %s", e)
-            return refused(holding.REVOKED)
+            return refused(case.ended() or holding.REVOKED)
         except IssuerError as e:
             logger.error("cannot authenticate again: %s", e)
             return refused(holding.unavailable("who you are cannot be checked"))
@@ -264,6 +266,9 @@ class Desk:
         while True:
             if self.stopping:
                 return refused(holding.STOPPING, record)
+            if (why := case.ended()) is not None:
+                await self._note(record, "the requester was told that he gets nothing any more")
+                return refused(why, record)
             if case.left():
                 await self._note(record, "the client left while it waited; the same request can still use this")
                 return refused(holding.GONE, record)
@@ -369,9 +374,10 @@ class Desk:
                 last = replace(last, phase=Phase.USED)
             return refused(holding.ended(last, self.clock()), last)
         spent = _record(change)
-        if case.left():
+        why = case.ended()
+        if why is not None or case.left():
             await self.give_back(spent.name, digest, case.audit_id)
-            return refused(holding.GONE, spent)
+            return refused(why or holding.GONE, spent)
         return Outcome(by=spent.name, record=spent, digest=digest)
 
     def ended(self, grants: Sequence[Grant]) -> bool:

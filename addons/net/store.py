@@ -171,8 +171,12 @@ class Store(Protocol):
         taken back unless somebody has built on it meanwhile; only a crash leaves it in between.
         """
 
-    async def since(self, revision: int) -> Changes:
-        """The objects that changed after this revision, in whatever process; 0 lists all. Cheap when none did."""
+    async def since(self, revision: int, kind: str = "") -> Changes:
+        """
+        The objects that changed after this revision, in whatever process; 0 lists all. Cheap when none did.
+
+        With a kind, of this kind only.
+        """
 
     def close(self) -> None:
         """Finish what was asked for, and let go."""
@@ -267,8 +271,10 @@ class SqliteStore:
 
         return tuple(done.revision for done in await self.write(work, undo))
 
-    async def since(self, revision: int) -> Changes:
-        found: Changes = await self._ask(_Job(lambda transaction: _since(transaction, revision), None, reads=True))
+    async def since(self, revision: int, kind: str = "") -> Changes:
+        found: Changes = await self._ask(
+            _Job(lambda transaction: _since(transaction, revision, kind), None, reads=True)
+        )
         return found
 
     def close(self) -> None:
@@ -530,11 +536,12 @@ def _undo(transaction: Transaction, done: Sequence[_Done], moment: int) -> None:
             _put(transaction, one.kind, one.name, one.before, moment)
 
 
-def _since(transaction: Transaction, revision: int) -> Changes:
+def _since(transaction: Transaction, revision: int, kind: str) -> Changes:
     (horizon,) = transaction.db.execute("SELECT horizon FROM store").fetchone()
     rows = transaction.db.execute(
-        "SELECT kind, name, revision, data, deleted, at FROM objects WHERE revision > ? ORDER BY revision LIMIT ?",
-        (revision, PAGE + 1),
+        "SELECT kind, name, revision, data, deleted, at FROM objects"
+        " WHERE revision > ? AND (kind = ? OR ? = '') ORDER BY revision LIMIT ?",
+        (revision, kind, kind, PAGE + 1),
     ).fetchall()
     more = len(rows) > PAGE
     found = tuple(
