@@ -155,23 +155,24 @@ def test_every_process_refuses_within_a_second(
             one.port, ca_file, "GET", "/api/v1/namespaces/shop/configmaps/settings", token=token
         ).status
 
-    for one in two:
+    configs = [kubeconfig(one, two, "a", agent_token) for one in two]
+    for one, config in zip(two, configs, strict=True):
         assert get(one, agent_token) == 200
+        # With what it knows of the API: of a refused discovery kubectl shows words of its own.
+        controlplane.run_kubectl("get", "configmaps", kubeconfig=config)
     switch(*arguments)
     thrown = time.monotonic()
     for one in two:
         wait_for(lambda one=one: get(one, agent_token) == code, LIMIT)
     assert time.monotonic() - thrown < LIMIT
-    for one in two:
+    for one, config in zip(two, configs, strict=True):
         assert get(one, engineer_token) == 200  # people go on
         began = time.monotonic()
-        shown = controlplane.run_kubectl(
-            "get", "configmaps", kubeconfig=kubeconfig(one, two, "a", agent_token), check=False
-        )
+        shown = controlplane.run_kubectl("get", "configmaps", kubeconfig=config, check=False)
         assert says in shown.stderr
         assert time.monotonic() - began < 10  # kubectl does not try again and again
-    fresh = controlplane.token("agents", "ci-agent")
-    assert get(two[0], fresh) == (200 if code == 401 else code)
+    # A new token helps where it says so: from the next second on, for `iat` has whole ones.
+    wait_for(lambda: get(two[0], controlplane.token("agents", "ci-agent")) == (200 if code == 401 else code), 5)
 
 
 def test_by_kubectl(controlplane, two, agent_token, engineer_token):
