@@ -363,7 +363,7 @@ class SqliteStore:
         except (sqlite3.Error, StoreError, OSError, TypeError) as e:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            error = e if isinstance(e, StoreError) else StoreError(_sentence(self._name, e))
+            error = e if isinstance(e, StoreError) else StoreError(sentence(self._name, e))
             for job in jobs:
                 job.error = error
 
@@ -626,17 +626,18 @@ def _open(path: Path | None) -> sqlite3.Connection:
     deadline = time.monotonic() + OPENING
     while True:
         try:
-            return _connect(name)
+            return connect(name)
         except sqlite3.OperationalError as e:
             # Turning on the write-ahead log needs the file alone and does not wait for it.
             if _code(e) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise StoreError(_sentence(name, e)) from e
+                raise StoreError(sentence(name, e)) from e
             time.sleep(0.02)
         except sqlite3.Error as e:
-            raise StoreError(_sentence(name, e)) from e
+            raise StoreError(sentence(name, e)) from e
 
 
-def _connect(name: str) -> sqlite3.Connection:
+def connect(name: str) -> sqlite3.Connection:
+    """The database at this path, checked and with the newest schema. Raises StoreError and sqlite3.Error."""
     db = sqlite3.connect(name, timeout=BUSY, isolation_level=None, check_same_thread=False)
     try:
         db.execute("BEGIN")  # one look: another process may be making it at this moment
@@ -698,7 +699,8 @@ def _damaged(name: str) -> str:
     )
 
 
-def _sentence(name: str, error: BaseException) -> str:
+def sentence(name: str, error: BaseException) -> str:
+    """What went wrong with the database of this name, for people."""
     code = _code(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"{name} is busy: another process holds it"

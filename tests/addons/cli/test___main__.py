@@ -7,7 +7,19 @@ from addons.cli import __main__ as cli
 def test_help(capsys, word):
     cli.main([word])
     shown = capsys.readouterr().out
-    for command in ("serve", "web", "demo", "kubeconfig", "approvals", "classify", "policy", "test"):
+    for command in (
+        "serve",
+        "web",
+        "demo",
+        "kubeconfig",
+        "approvals",
+        "revoke",
+        "backup",
+        "restore",
+        "classify",
+        "policy",
+        "test",
+    ):
         assert f"  {command} " in shown
 
 
