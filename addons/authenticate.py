@@ -18,7 +18,7 @@ from mitmproxy.addonmanager import Loader
 
 from addons.core import approvals, authconfig, credentials, facts, limits, revocations, status, tokens
 from addons.core.model import Identity
-from addons.mitm import answers, cutting, options, people
+from addons.mitm import answers, cutting, meters, options, people
 from addons.net import apiserver, issuers, revoking, store
 
 logger = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class Authenticate:
             fresh.start()
 
     def running(self) -> None:
+        meters.offer(self.name, self.readings)
         # configure() may come before the loop runs tasks.
         self.started = True
         if self.authenticator is not None:
@@ -215,6 +216,10 @@ class Authenticate:
                 loop.create_task(self.keep_reading_owners(), name="tollgate owners who have left"),
             ]
 
+    def readings(self) -> list[meters.Reading]:
+        in_force = self.register.in_force if self.register is not None else 0
+        return [("exchanges_open", (), len(self.tokens)), ("revocations_in_force", (), in_force)]
+
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
         known = self.register is not None and self.register.ready
@@ -225,6 +230,7 @@ class Authenticate:
             self.authenticator.stop()
         for task in self.tasks:
             task.cancel()
+        meters.withdraw(self.name, self.readings)
         self.stopping = ctx.master.should_exit.is_set()
         if not self.stopping:  # the script is loaded again; what is open goes on
             self.close_register()
@@ -258,6 +264,7 @@ class Authenticate:
             known.identify_again = partial(self.identify_again, known, token)
         except tokens.TokenError as e:
             source = flow.client_conn.peername[0]
+            meters.note("authentication_failures", 1, e.reason)
             # The reason is for the log alone; a client that guesses must not fill it.
             if count := self.failures.note(f"{source} {e.reason}", self.clock()):
                 logger.warning("%d tokens from %s are not accepted; the last: %s", count, source, e)

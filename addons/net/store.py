@@ -18,7 +18,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,6 +160,9 @@ class Store(Protocol):
     async def give_back(self, reservation: str) -> None:
         """What was reserved was not used. Once is enough and twice does no harm."""
 
+    async def spent(self, now: float) -> Mapping[str, int]:
+        """By budget (its full name), what is spent in its window by whoever has spent most; for metrics."""
+
     async def revision(self) -> int:
         """Grows with every change of anything in the store, over all processes."""
 
@@ -252,6 +255,10 @@ class SqliteStore:
 
     async def give_back(self, reservation: str) -> None:
         await self.write(lambda transaction: _give_back(transaction, reservation))
+
+    async def spent(self, now: float) -> Mapping[str, int]:
+        found: Mapping[str, int] = await self._ask(_Job(lambda t: _spent(t, _milliseconds(now)), None, reads=True))
+        return found
 
     async def revision(self) -> int:
         return await self.write(lambda transaction: transaction.revision)
@@ -450,6 +457,15 @@ def _free_at(db: sqlite3.Connection, charge: Charge, where: tuple[str, str, int]
         if needed <= 0:
             return int(at) + charge.budget.window * 1000
     return 0
+
+
+def _spent(transaction: Transaction, moment: int) -> dict[str, int]:
+    rows = transaction.db.execute(
+        "SELECT budget, max(total) FROM"
+        " (SELECT budget, sum(weight) AS total FROM spent WHERE until > ? GROUP BY budget, key) GROUP BY budget",
+        (moment,),
+    )
+    return {str(budget): int(total) for budget, total in rows}
 
 
 def _give_back(transaction: Transaction, reservation: str) -> None:

@@ -149,6 +149,7 @@ DONE = [
     ("tollgate_block", "done"),
     ("tollgate_approve", "done"),
     ("tollgate_mask", "done"),
+    ("tollgate_upstream", "done"),
 ]
 
 
