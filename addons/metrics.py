@@ -105,12 +105,10 @@ class Metrics:
     def readiness(self) -> dict[str, Any]:
         """Of every addon that can tell, and of the port itself."""
         checks: list[tuple[str, bool, str]] = []
-        for addon in ctx.master.addons.chain:
-            for one in (addon, *getattr(addon, "addons", ())):
-                name = str(getattr(one, "name", ""))
-                if name.startswith("tollgate_") and callable(ready := getattr(one, "ready", None)):
-                    detail = getattr(one, "detail", None)
-                    checks.append((name.removeprefix("tollgate_"), bool(ready()), detail() if detail else ""))
+        for name, addon in sorted(ctx.master.addons.lookup.items()):
+            if name.startswith("tollgate_") and callable(ready := getattr(addon, "ready", None)):
+                detail = getattr(addon, "detail", None)
+                checks.append((name.removeprefix("tollgate_"), bool(ready()), detail() if detail else ""))
         server = ctx.master.addons.get("proxyserver")
         stopping = ctx.master.should_exit.is_set()
         listening = bool(server is not None and server.listen_addrs()) and not stopping
