@@ -149,6 +149,9 @@ def code_class(code: int) -> str:
 _REQUEST = ("guard", "authenticate", "classify", "block", "approve", "mask", "record", "upstream")
 PHASES = (*_REQUEST[1:], "hold", "api-server", "answer")
 _OTHERS = frozenset({"hold", "api-server"})  # not the gateway's own time
+_ON_THE_WAY_IN = tuple(
+    tuple((addon, (f"tollgate_{addon}", hook)) for addon in _REQUEST) for hook in ("requestheaders", "request")
+)
 
 
 class Times(Protocol):
@@ -164,10 +167,10 @@ def phases(times: Times, *, held: bool) -> dict[str, float]:
     Each addon has the time since the stamp before its own. held: a person was waited for.
     """
     found: dict[str, float] = {}
-    for hook in ("requestheaders", "request"):
+    for stamps in _ON_THE_WAY_IN:
         before = None
-        for addon in _REQUEST:
-            at = times.get((f"tollgate_{addon}", hook))
+        for addon, stamp in stamps:
+            at = times.get(stamp)
             if at is None:
                 continue
             if before is not None and addon != "guard":

@@ -5,7 +5,10 @@ What addons have to tell whoever measures, without knowing who that is, or wheth
 addons/metrics.py is loaded, and then both cost next to nothing.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
+
+logger = logging.getLogger(__name__)
 
 type Reading = tuple[str, tuple[str, ...], float]  # name in core/metrics.METRICS, values of its labels, value
 type Source = Callable[[], Iterable[Reading] | Awaitable[Iterable[Reading]]]
@@ -31,8 +34,12 @@ def sources() -> Iterable[tuple[str, Source]]:
 
 
 def note(name: str, value: float = 1, *labels: str) -> None:
+    """Never raises: a hook that decides must not fail because somebody counts."""
     for listener in _listeners:
-        listener(name, labels, value)
+        try:
+            listener(name, labels, value)
+        except Exception:
+            logger.exception("metrics: %s could not be counted", name)
 
 
 def listened() -> bool:

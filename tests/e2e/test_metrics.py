@@ -160,3 +160,24 @@ def test_a_port_that_is_taken_is_one_sentence(running, gateway_kubeconfig, tmp_p
     process = gateway.launch(tmp_path, arguments, port=port)
     assert process.wait(30) != 0
     assert "--metrics: cannot listen" in (tmp_path / "gateway.log").read_text()
+
+
+def test_whatever_fails_in_it_the_exchanges_go_on(gateway_kubeconfig, agent_token, tmp_path):
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    fault = tmp_path / "fault"
+    hooks = ("requestheaders", "responseheaders", "response", "error")
+    fault.write_text("\n".join(f"tollgate_metrics {hook}" for hook in hooks))
+    with gateway.running(
+        tmp_path / "gateway",
+        *("--kubeconfig", str(gateway_kubeconfig), "--policies", str(tmp_path / "policy.yaml")),
+        *("--metrics", f"127.0.0.1:{gateway.free_port()}"),
+        *("--", "-s", str(gateway.ROOT / "tests" / "e2e" / "faults.py")),
+        environment={"TOLLGATE_TEST_FAULT": str(fault)},
+    ) as one:
+        deadline = time.monotonic() + 10
+        while not fault.with_suffix(".armed").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        maps = "/api/v1/namespaces/shop/configmaps/settings"
+        assert client.request(one.port, one.ca_file, "GET", maps, token=agent_token).status == 200
+        assert client.request(one.port, one.ca_file, "DELETE", maps, token=agent_token).status == 403
+        assert "tollgate_metrics response" in fault.with_suffix(".fired").read_text()

@@ -33,3 +33,19 @@ def test_a_script_that_is_loaded_again_takes_the_place_of_the_one_before():
     assert dict(meters.sources())["a"] is new
     meters.withdraw("a", new)
     assert "a" not in dict(meters.sources())
+
+
+def test_who_counts_wrongly_stops_nobody(caplog):
+    def broken(*said):
+        raise KeyError("x")
+
+    heard = []
+    meters.listen(broken)
+    meters.listen(lambda *said: heard.append(said))
+    try:
+        meters.note("x")
+    finally:
+        meters.leave(broken)
+        meters._listeners.clear()
+    assert heard
+    assert "could not be counted" in caplog.text

@@ -50,7 +50,7 @@ def test_labels_are_bounded():
 def test_a_name_of_nothing_is_a_mistake_of_ours():
     with pytest.raises(KeyError):
         Meters().note("nothing", (), 1)
-    with pytest.raises(ValueError, match="argument"):
+    with pytest.raises(ValueError, match="zip"):
         Meters().note("requests", ("read",), 1)
 
 
@@ -150,3 +150,16 @@ async def test_a_port_that_is_taken():
 
 def test_the_answers_are_json():
     assert json.loads(metering._json({"a": 1}, 200).body) == {"a": 1}
+
+
+def test_buckets():
+    meters = Meters()
+    for value in (0.0, 0.00005, 0.0002, 99.0):
+        meters.note("added_seconds", (), value)
+    found = shown(meters)
+    assert found["tollgate_added_seconds_bucket", ("le", "5e-05")] == 2
+    assert found["tollgate_added_seconds_bucket", ("le", "0.00025")] == 3
+    assert found["tollgate_added_seconds_bucket", ("le", "2.5")] == 3
+    assert found["tollgate_added_seconds_bucket", ("le", "+Inf")] == 4
+    assert found["tollgate_added_seconds_count",] == 4
+    assert found["tollgate_added_seconds_sum",] == pytest.approx(99.00025)
