@@ -78,3 +78,9 @@ def test_promtool_takes_them():
     for command in (["check", "rules", "alerts.yaml"], ["check", "config", "prometheus.yaml"]):
         done = subprocess.run(["promtool", *command], cwd=FOLDER, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_metric_is_in_the_docs():
+    text = (FOLDER.parents[1] / "docs" / "operations.md").read_text()
+    for metric in metrics.METRICS.values():
+        assert f"| {metric.help} |" in text
