@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from addons.core import approvals, authconfig, status
-from addons.core.approvals import Decider, NotAllowed, Requester
+from addons.core.approvals import Decider, Decision, NotAllowed, Requester
 from addons.core.model import Identity
 
 MAX_REASON = 1000  # characters
@@ -105,6 +105,24 @@ def matches(target: Target, identity: Identity, *, agent: bool, owned_by: frozen
     if target.issued_before and identity.issued_at >= target.issued_before:
         return False
     return reaches(target, identity, agent=agent, owned_by=owned_by)
+
+
+def withdraws(target: Target, decision: Decision) -> bool:
+    """
+    Whether a yes, not used yet, counts no more since whoever gave it is revoked.
+
+    A stolen approver's token may have said yes to more than one thing before somebody noticed.
+    """
+    if target.agents:
+        return False  # an agent decides nothing
+    if target.user and not same_user(target.user, decision.username):
+        return False
+    if target.token_id and target.token_id != decision.credential_id:
+        return False
+    if target.owner and target.owner.casefold() not in {owner.casefold() for owner in decision.owners}:
+        return False
+    # Its token was issued before it was said.
+    return not target.issued_before or decision.at < target.issued_before
 
 
 class Revoked:

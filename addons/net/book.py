@@ -21,6 +21,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from addons.core.approvals import (
     KEPT,
+    Decision,
     Grant,
     NotAllowed,
     Phase,
@@ -31,6 +32,7 @@ from addons.core.approvals import (
     is_asking,
     taken_back,
 )
+from addons.core.revocations import Revocation, withdraws
 from addons.net import codec, mirror
 from addons.net.codec import Entry
 from addons.net.mirror import (
@@ -229,8 +231,24 @@ class Book:
         """Those of the requester that are not over. None while the store does not answer."""
         if asyncio.get_running_loop().time() - self._heard > STALE:
             return ()  # direction: a grant that was revoked elsewhere must not live on here
+        return [grant for grant in self._mirror.grants(requester_key) if self.stands(grant)]
+
+    def stands(self, grant: Grant) -> bool:
+        """Whether it is active, and none of those who gave it is revoked."""
+        if not grant.active(self._clock()):
+            return False
+        return not any(self.withdrawn(Decision(name, True, grant.since)) for name in grant.approvers)
+
+    def withdrawn(self, *decisions: Decision) -> str:
+        """Name of a revocation that takes back one of these yeses; "" when all count."""
         now = self._clock()
-        return [grant for grant in self._mirror.grants(requester_key) if grant.active(now)]
+        for change in self._mirror.all(REVOCATIONS):
+            entry = change.entry
+            if not isinstance(entry, Revocation) or not entry.in_force(now):
+                continue
+            if any(decision.approved and withdraws(entry.target, decision) for decision in decisions):
+                return entry.name
+        return ""
 
     # ----- changing -----
 

@@ -332,6 +332,8 @@ class Desk:
         if not needed:
             return await self._covered(case, record, grants, digest, verdict)
         wanted = holding.asked(needed, identity)
+        if revoked := self.book.withdrawn(*record.decisions):
+            return await self._anew(case, record, wanted, digest, f"who approved it was revoked ({revoked})")
         if not holding.same_rules(record, wanted):
             return await self._anew(case, record, wanted, digest, "the policy asks for something else now")
         item = record.item(digest)
@@ -382,9 +384,8 @@ class Desk:
 
     def ended(self, grants: Sequence[Grant]) -> bool:
         """Whether one of these is over or was revoked."""
-        now = self.clock()
         kept = [self.book.get(GRANTS, grant.name) for grant in grants]
-        return not all(one is not None and isinstance(one.entry, Grant) and one.entry.active(now) for one in kept)
+        return not all(one is not None and isinstance(one.entry, Grant) and self.book.stands(one.entry) for one in kept)
 
     async def give_back(self, name: str, digest: str, audit_id: str) -> None:
         """What was spent never reached the API server. Failing here leaves it spent: the stricter side."""

@@ -270,3 +270,22 @@ def test_departed():
 def test_no_list_of_owners(text):
     with pytest.raises(RevocationError):
         revocations.departed(text)
+
+
+@pytest.mark.parametrize(
+    ("target", "withdrawn"),
+    [
+        pytest.param(Target(user="Carol"), True, id="user"),
+        pytest.param(Target(user="carol", token_id="t"), True, id="his token"),
+        pytest.param(Target(user="carol", token_id="u"), False, id="another token"),
+        pytest.param(Target(token_id="t"), True, id="token"),
+        pytest.param(Target(owner="OPS"), True, id="owner"),
+        pytest.param(Target(owner="dev"), False, id="another owner"),
+        pytest.param(Target(issued_before=NOW + 1), True, id="said before"),
+        pytest.param(Target(issued_before=NOW), False, id="said after"),
+        pytest.param(Target(agents=True), False, id="agents"),
+    ],
+)
+def test_whose_yes_counts_no_more(target, withdrawn):
+    said = approvals.Decision("carol", True, NOW, credential_id="t", owners=("", "ops"))
+    assert revocations.withdraws(target, said) is withdrawn

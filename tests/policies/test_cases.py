@@ -69,8 +69,17 @@ rules:
         pytest.param("bots", "PATCH", "approvals/apr-x", Action.DENY, "agents-decide-nothing", id="an agent approves"),
         pytest.param("people", "POST", "revocations", Action.ALLOW, "revoke", id="throw the switch"),
         pytest.param("people", "DELETE", "revocations/rev-x", Action.ALLOW, "revoke", id="lift a revocation"),
-        pytest.param("bots", "POST", "revocations", Action.DENY, "", id="an agent throws the switch"),
-        pytest.param("bots", "DELETE", "revocations/rev-x", Action.DENY, "", id="an agent lifts a revocation"),
+        pytest.param(
+            "bots", "POST", "revocations", Action.DENY, "agents-revoke-nothing", id="an agent throws the switch"
+        ),
+        pytest.param(
+            "bots",
+            "DELETE",
+            "revocations/rev-x",
+            Action.DENY,
+            "agents-revoke-nothing",
+            id="an agent lifts a revocation",
+        ),
         pytest.param("bots", "POST", "accessrequests", Action.ALLOW, "ask-ahead", id="an agent asks"),
     ],
 )
