@@ -231,11 +231,12 @@ class Book:
         """Those of the requester that are not over. None while the store does not answer."""
         if asyncio.get_running_loop().time() - self._heard > STALE:
             return ()  # direction: a grant that was revoked elsewhere must not live on here
-        return [grant for grant in self._mirror.grants(requester_key) if self.stands(grant)]
+        now = self._clock()
+        return [grant for grant in self._mirror.grants(requester_key) if self.stands(grant, now)]
 
-    def stands(self, grant: Grant) -> bool:
+    def stands(self, grant: Grant, now: float) -> bool:
         """Whether it is active, and none of those who gave it is revoked."""
-        if not grant.active(self._clock()):
+        if not grant.active(now):
             return False
         return not any(self.withdrawn(Decision(name, True, grant.since)) for name in grant.approvers)
 

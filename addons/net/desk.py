@@ -383,9 +383,10 @@ class Desk:
         return Outcome(by=spent.name, record=spent, digest=digest)
 
     def ended(self, grants: Sequence[Grant]) -> bool:
-        """Whether one of these is over or was revoked."""
-        kept = [self.book.get(GRANTS, grant.name) for grant in grants]
-        return not all(one is not None and isinstance(one.entry, Grant) and self.book.stands(one.entry) for one in kept)
+        """Whether one of these is over, was revoked, or counts no more."""
+        now = self.clock()
+        kept = (change.entry if (change := self.book.get(GRANTS, grant.name)) else None for grant in grants)
+        return not all(isinstance(entry, Grant) and self.book.stands(entry, now) for entry in kept)
 
     async def give_back(self, name: str, digest: str, audit_id: str) -> None:
         """What was spent never reached the API server. Failing here leaves it spent: the stricter side."""
