@@ -1,6 +1,7 @@
 """The kill switch: within a second, in every process on the state folder, with a reason, whatever is under way."""
 
 import contextlib
+import datetime
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from addons.cli import kubeconfig as client_kubeconfig
+from addons.net import certificates
 from tests.e2e import client, gateway, policies
+from tests.issuer import issuer
 
 pytestmark = pytest.mark.e2e
 
@@ -208,3 +211,30 @@ def test_by_kubectl(controlplane, two, agent_token, engineer_token):
     finally:
         controlplane.run_kubectl("delete", "revocation", "stop-agents", kubeconfig=fresh)
     wait_for(lambda: not controlplane.run_kubectl("get", "pods", kubeconfig=agent, check=False).stderr, 5)
+
+
+def test_whoever_acts_for_an_owner_who_left_is_refused(controlplane, tmp_path):
+    tls = certificates.ensure(tmp_path, "127.0.0.1", datetime.datetime.now(datetime.UTC))
+    departed = tmp_path / "departed"
+    departed.write_text("# nobody yet\n")
+    (tmp_path / "policy.yaml").write_text(policies.EVERYTHING)
+    with issuer.running(tls.combined, tls.ca_file, tmp_path) as provider:
+        (tmp_path / "auth.yaml").write_text(provider.configuration({"claim": "name", "prefix": "corp:"}))
+        with gateway.running(
+            tmp_path / "gateway",
+            *("--kubeconfig", str(controlplane.admin_kubeconfig), "--auth", str(tmp_path / "auth.yaml")),
+            *("--policies", str(tmp_path / "policy.yaml")),
+            *("--owner-claim", "owner", "--departed-owners", str(departed)),
+        ) as one:
+
+            def ask(owner):
+                token = provider.token({"name": "bot", "owner": owner})
+                return client.request(one.port, one.ca_file, "GET", "/version", token=token)
+
+            assert ask(["Alice@example.com"]).status == 200
+            departed.write_text("alice@example.com\n")
+            wait_for(lambda: ask(["Alice@example.com"]).reason == "owner-departed", 3)
+            assert ask("bob@example.com").status == 200
+            assert "Alice" not in ask(["Alice@example.com"]).message
+            Switch(one.folder / "state")("--owner", "Bob@example.com")
+            wait_for(lambda: ask("bob@example.com").reason == "revoked", 3)
