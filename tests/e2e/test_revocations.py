@@ -209,7 +209,9 @@ def test_by_kubectl(controlplane, two, agent_token, engineer_token):
         no = controlplane.run_kubectl("delete", "revocation", "stop-agents", kubeconfig=everyday, check=False)
         assert "audience tollgate-approver" in no.stderr
     finally:
-        controlplane.run_kubectl("delete", "revocation", "stop-agents", kubeconfig=fresh)
+        # Through the other process, whose API shows what is new within a second.
+        lift = ["delete", "revocation", "stop-agents"]
+        wait_for(lambda: not controlplane.run_kubectl(*lift, kubeconfig=fresh, check=False).returncode, 5)
     wait_for(lambda: not controlplane.run_kubectl("get", "pods", kubeconfig=agent, check=False).stderr, 5)
 
 
