@@ -28,6 +28,7 @@ from addons.core import (
     maskanswers,
     maskpreviews,
     preconditions,
+    revocations,
     status,
     upstreamrequest,
     virtualapi,
@@ -37,10 +38,10 @@ from addons.core import (
 from addons.core.model import ANONYMOUS, Action, Identity, Impact, Operation
 from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.virtualapi import Viewer
-from addons.mitm import answers, cutting, inside, options, seal, wire
+from addons.mitm import answers, cutting, inside, meters, options, seal, wire
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, maskkeys, notify, objects, store
-from addons.net.book import APPROVALS, REQUESTS, Book, Missing
+from addons.net.book import APPROVALS, REQUESTS, Book, Gone, Missing
 from addons.net.desk import Case, Desk, Outcome
 from addons.net.previews import Previewer
 from addons.net.rights import Rights
@@ -108,6 +109,7 @@ class Approve:
         self.granted: WeakKeyDictionary[http.HTTPFlow, tuple[approvals.Grant, ...]] = WeakKeyDictionary()
         self.starting: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
+        self.watcher: asyncio.Task[None] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
     def load(self, loader) -> None:
@@ -204,7 +206,8 @@ class Approve:
         self.book = Book(self.store, self.clock)
         try:
             await self.book.start()
-            self.virtual = VirtualServer(self.book, self.clock, self.asked)
+            # In memory, it is another store than that of who authenticates.
+            self.virtual = VirtualServer(self.book, self.clock, self.asked, revokes=bool(self.state))
             await self.virtual.start()
         except (store.StoreError, OSError) as e:
             # Direction: what is held is refused, what is not passes.
@@ -221,15 +224,41 @@ class Approve:
         self.rights = Rights(self.server, frozenset(getattr(ctx.options, "tollgate_forward_extra", ())))
         bind_keys()
         self.sweeper = asyncio.get_running_loop().create_task(self.keep_sweeping(), name="tollgate ends of grants")
+        meters.offer(self.name, self.readings)
+        if meters.listened():
+            self.watcher = asyncio.get_running_loop().create_task(
+                self.keep_timing(self.book), name="tollgate decisions"
+            )
         self.up = True
+
+    def readings(self) -> list[meters.Reading]:
+        if self.book is None or self.desk is None:
+            return []
+        records = [change.entry for kind in (APPROVALS, REQUESTS) for change in self.book.all(kind)]
+        pending = sum(isinstance(r, approvals.Record) and r.phase is approvals.Phase.PENDING for r in records)
+        return [("holds_waiting", (), self.desk.waiting), ("approvals_pending", (), pending)]
+
+    async def keep_timing(self, book: Book) -> None:
+        """Tell those who measure how long questions are open, whoever ended them."""
+        while True:
+            try:
+                async for change in book.follow(book.revision):
+                    seen = holding.ending(change.previous, change.entry)
+                    if seen is not None:
+                        meters.note("decision_seconds", seen[1], seen[0])
+                return  # the book was stopped
+            except Gone:
+                continue
 
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
         return self.up
 
     async def end(self) -> None:
-        if self.sweeper is not None:
-            self.sweeper.cancel()
+        meters.withdraw(self.name, self.readings)
+        for task in (self.sweeper, self.watcher):
+            if task is not None:
+                task.cancel()
         if self.desk is not None:
             # Those who still wait get their answer, while there are connections to send it on.
             await self.desk.end(GOODBYE)
@@ -288,7 +317,9 @@ class Approve:
         if self.desk is None or self.server is None:
             answers.refuse(flow, self.name, NO_DESK)
             return
-        known.audit_id = str(uuid.uuid4())  # an approval is spent under the id that the API server's audit log has
+        known.audit_id = known.audit_id or str(
+            uuid.uuid4()
+        )  # an approval is spent under the id that the API server's audit log has
         request = objects.Request(
             flow.request.data.method.decode("latin-1"),
             flow.request.data.path.decode("latin-1"),
@@ -371,6 +402,7 @@ class Approve:
                 maskpreviews.of(operation, current(known).record_level(operation)),
             ),
             waits=waits,
+            ended=lambda: known.cut_off,
         )
 
     # ----- the virtual API -----
@@ -411,6 +443,7 @@ class Approve:
             ),
             may_read=lambda record: self.may_read(policies, identity, record),
             revision=policies.revision,
+            owners=revocations.owners(identity, getattr(ctx.options, "tollgate_owner_claim", "")),
         )
 
     async def may_read(self, policies: PolicySet, identity: Identity, record: approvals.Record) -> bool:

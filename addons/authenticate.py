@@ -2,8 +2,8 @@
 Authenticate: turn the request's one bearer token into an identity, and take the token away.
 
 The client is told the same sentence whatever is wrong with its token; the log has a reason
-code. An identity ends when its token does: a request whose body took longer is refused, and
-streams are cut within a second.
+code. An identity ends when its token does, or when it is revoked: a request whose body took
+longer is refused, and streams are cut within a second.
 """
 
 import asyncio
@@ -16,14 +16,15 @@ from weakref import WeakKeyDictionary
 from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.addonmanager import Loader
 
-from addons.core import approvals, authconfig, credentials, facts, limits, status, tokens
+from addons.core import approvals, authconfig, credentials, facts, limits, revocations, status, tokens
 from addons.core.model import Identity
-from addons.mitm import answers, cutting, options
-from addons.net import apiserver, issuers
+from addons.mitm import answers, cutting, meters, options, people
+from addons.net import apiserver, issuers, revoking, store
 
 logger = logging.getLogger(__name__)
 
 SWEEP = 0.5  # seconds between looks at the open streams; they end within a second of their token
+DRAIN = 5.0  # seconds at the end for answers that are under way; what has no end of its own ends at once
 REVIEW = 10.0  # seconds between questions whether the tokens of open streams are still good, as for new requests
 
 UNAUTHORIZED = status.Refusal(
@@ -45,6 +46,9 @@ EXPIRED = status.Refusal(
 REVOKED = status.Refusal(
     401, "token-revoked", "tollgate: your token is no longer accepted, so this stream ends; get a new one"
 )
+STOPPING = status.Refusal(
+    503, "stopping", "tollgate: the gateway is going down, so this ends here; start it again when the gateway is back"
+)
 
 
 class Authenticate:
@@ -62,6 +66,13 @@ class Authenticate:
         self.tasks: list[asyncio.Task[None]] = []
         self.clock = time.time
         self.failures = limits.Digest()
+        # Direction: until configured, nobody knows who is revoked, so nobody passes.
+        self.register: revoking.Register | None = None
+        self.departed: revoking.OwnerList | None = None
+        self.owner_claim = ""
+        self.store: store.Store | None = None
+        self.state = ""
+        self.stopping = False
 
     def load(self, loader: Loader) -> None:
         cutting.install()
@@ -89,8 +100,27 @@ class Authenticate:
             "Hours that a token may be valid in all, from its iat to its exp (default 24). A longer one is refused: "
             "raising it lets leaked tokens work longer.",
         )
+        options.declare_state(loader)
+        loader.add_option(
+            "tollgate_owner_claim",
+            str,
+            "",
+            "Claim (or key of the identity's extra) that names the owner for whom an agent acts, a text or a list. "
+            "Default: none, and nobody can be revoked by owner.",
+        )
+        loader.add_option(
+            "tollgate_departed_owners",
+            str,
+            "",
+            "File with the owners who have left, one a line, read again when it changes (a mounted ConfigMap is one). "
+            "Whoever acts for one of them is refused. Needs tollgate_owner_claim. Default: none.",
+        )
 
     def configure(self, updated: set[str]) -> None:
+        if "tollgate_state" in updated and (ctx.options.tollgate_state != self.state or self.register is None):
+            self.open_register(ctx.options.tollgate_state)
+        if updated & {"tollgate_owner_claim", "tollgate_departed_owners"}:
+            self.set_up_owners(ctx.options.tollgate_owner_claim, ctx.options.tollgate_departed_owners)
         wanted = {"tollgate_auth", "tollgate_cluster_tokens", "tollgate_token_lifetime", "tollgate_kubeconfig"}
         if not updated & wanted:
             return
@@ -103,6 +133,37 @@ class Authenticate:
         except exceptions.OptionsError:
             self.broken = self.authenticator is None
             raise
+
+    def open_register(self, folder: str) -> None:
+        """Revocations of this state folder. Raises OptionsError, and then nobody passes."""
+        self.close_register()
+        self.state = folder
+        try:
+            self.store = store.SqliteStore(Path(folder).expanduser() / store.FILE) if folder else None
+        except store.StoreError as e:
+            raise exceptions.OptionsError(f"tollgate_state: {e}") from e
+        self.register = revoking.Register(self.store, lambda: self.clock(), lambda _: self.end_refused())
+        if self.started:
+            self.register.start()
+
+    def close_register(self) -> None:
+        if self.register is not None:
+            self.register.stop()
+        if self.store is not None:
+            self.store.close()
+        self.register = self.store = None
+
+    def set_up_owners(self, claim: str, path: str) -> None:
+        """Raises OptionsError, and keeps what was in force."""
+        if path and not claim:
+            raise exceptions.OptionsError("tollgate_departed_owners: needs tollgate_owner_claim, which says who acts")
+        try:
+            departed = revoking.OwnerList(Path(path).expanduser()) if path else None
+        except revocations.RevocationError as e:
+            # Direction: asked for and not there, so nobody gets in (`broken`), rather than those who have left.
+            self.broken = self.broken or self.authenticator is None
+            raise exceptions.OptionsError(f"tollgate_departed_owners: {e}") from e
+        self.owner_claim, self.departed = claim, departed
 
     def set_up(self) -> None:
         """Read everything, and assign only when all of it is good. Raises OptionsError."""
@@ -140,26 +201,54 @@ class Authenticate:
             fresh.start()
 
     def running(self) -> None:
+        meters.offer(self.name, self.readings)
         # configure() may come before the loop runs tasks.
         self.started = True
         if self.authenticator is not None:
             self.authenticator.start()
+        if self.register is not None:
+            self.register.start()
         if not self.tasks:
             loop = asyncio.get_running_loop()
             self.tasks = [
                 loop.create_task(self.keep_sweeping(), name="tollgate expiry"),
                 loop.create_task(self.keep_reviewing(), name="tollgate review of streams"),
+                loop.create_task(self.keep_reading_owners(), name="tollgate owners who have left"),
             ]
+
+    def readings(self) -> list[meters.Reading]:
+        in_force = self.register.in_force if self.register is not None else 0
+        return [("exchanges_open", (), len(self.tokens)), ("revocations_in_force", (), in_force)]
 
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
-        return self.authenticator is not None and self.authenticator.ready
+        known = self.register is not None and self.register.ready
+        return known and self.authenticator is not None and self.authenticator.ready
 
-    def done(self) -> None:
+    def done(self) -> asyncio.Task[None] | None:
         if self.authenticator is not None:
             self.authenticator.stop()
         for task in self.tasks:
             task.cancel()
+        meters.withdraw(self.name, self.readings)
+        self.stopping = ctx.master.should_exit.is_set()
+        if not self.stopping:  # the script is loaded again; what is open goes on
+            self.close_register()
+            return None
+        return asyncio.get_running_loop().create_task(self.drain(), name="tollgate drain")
+
+    async def drain(self) -> None:
+        """Tell those whose streams end, and let answers that are under way come to their end."""
+        for flow in list(self.open):
+            if endless(flow):
+                self.cut_off(flow, STOPPING)
+        deadline = time.monotonic() + DRAIN
+        while self.open and time.monotonic() < deadline:  # noqa: ASYNC110 -- once, at the very end
+            await asyncio.sleep(0.02)
+        for flow in list(self.open):
+            self.cut_off(flow, STOPPING)
+        await asyncio.sleep(0.1)  # for the last words to be sent
+        self.close_register()
 
     # ----- requests -----
 
@@ -172,10 +261,10 @@ class Authenticate:
             # From here on the flow has no credential: it is displayed, saved and forwarded.
             flow.request.headers = http.Headers(fields)
             known.identity = await self.identify(token)
-            known.identify_again = partial(self.identify, token)
-            self.tokens[flow] = token
+            known.identify_again = partial(self.identify_again, known, token)
         except tokens.TokenError as e:
             source = flow.client_conn.peername[0]
+            meters.note("authentication_failures", 1, e.reason)
             # The reason is for the log alone; a client that guesses must not fill it.
             if count := self.failures.note(f"{source} {e.reason}", self.clock()):
                 logger.warning("%d tokens from %s are not accepted; the last: %s", count, source, e)
@@ -185,7 +274,31 @@ class Authenticate:
             logger.error("cannot authenticate: %s", e)
             answers.refuse(flow, self.name, UNKNOWN)
             return
+        if (why := self.refuses(known.identity)) is not None:
+            answers.refuse(flow, self.name, why)
+            return
+        self.tokens[flow] = token
         known.passed.add((self.name, "requestheaders"))
+
+    def refuses(self, identity: Identity) -> status.Refusal | None:
+        """Why this identity gets nothing although its token is good, or None."""
+        if self.stopping:
+            return STOPPING
+        if self.register is None:
+            return revoking.UNKNOWN
+        if self.departed is not None and not self.departed.owners.isdisjoint(
+            revocations.owners(identity, self.owner_claim)
+        ):
+            return revocations.DEPARTED
+        return self.register.refuses(identity, agent=people.is_agent, owner_claim=self.owner_claim)
+
+    async def identify_again(self, known: facts.Facts, token: str) -> Identity:
+        """For a request that was held. Raises what `identify` does, and TokenError when it was revoked meanwhile."""
+        identity = await self.identify(token)
+        if (why := self.refuses(identity)) is not None:
+            known.cut_off = known.cut_off or why
+            raise tokens.TokenError("revoked", why.cause)
+        return identity
 
     async def identify(self, token: str) -> Identity:
         authenticator = self.authenticator
@@ -201,6 +314,9 @@ class Authenticate:
         if self.clock() >= known.need_identity().expiry:
             # The body came slowly: a token must not outlive itself by a request held open.
             answers.refuse(flow, self.name, EXPIRED)
+            return
+        if (why := known.cut_off or self.refuses(known.need_identity())) is not None:
+            answers.refuse(flow, self.name, why)  # likewise
             return
         known.passed.add((self.name, "request"))
 
@@ -235,7 +351,7 @@ class Authenticate:
     def judge(self, flow: http.HTTPFlow | tcp.TCPFlow) -> None:
         """A frame passes while the identity it belongs to does."""
         known = facts.of(flow)
-        if self.clock() < known.need_identity().expiry:
+        if self.clock() < known.need_identity().expiry and known.cut_off is None:
             known.judged.add(self.name)
 
     async def keep_sweeping(self) -> None:
@@ -248,13 +364,43 @@ class Authenticate:
                 logger.exception("cutting expired streams")
 
     def sweep(self, now: float) -> None:
-        """Cut every stream whose identity has ended."""
+        """Cut every stream whose identity has ended, and whatever else is under way of one that is revoked."""
+        self.end_refused()
         for flow, expiry in list(self.open.items()):
             if flow.client_conn.state is connection.ConnectionState.CLOSED:
                 self.ended(flow)  # SPDY: no hook of ours tells its end
             elif now >= expiry:
                 self.ended(flow)
                 cutting.cut(flow, EXPIRED)
+
+    def end_refused(self) -> None:
+        """End what is under way of those who are refused by now; who is held is told by whoever holds him."""
+        for flow in list(self.tokens):
+            known = facts.of(flow)
+            if known.identity is None or known.cut_off is not None:
+                continue
+            why = self.refuses(known.identity)
+            # 503: nobody can tell at the moment. What began well goes on, and what is new is refused.
+            if why is not None and why.code != 503:
+                self.cut_off(flow, why)
+
+    def cut_off(self, flow: http.HTTPFlow, why: status.Refusal) -> None:
+        known = facts.of(flow)
+        known.cut_off = why
+        if known.released:
+            logger.warning("cutting a stream of %r: %s", username(known), why.cause)
+            self.ended(flow)
+            cutting.cut(flow, why)
+
+    async def keep_reading_owners(self) -> None:
+        while True:
+            await asyncio.sleep(revoking.LOOK_AT_FILE)
+            try:
+                if self.departed is not None and await self.departed.look():
+                    self.end_refused()
+            # As above.
+            except Exception:
+                logger.exception("reading the list of owners who have left")
 
     async def keep_reviewing(self) -> None:
         while True:
@@ -277,6 +423,18 @@ class Authenticate:
                     logger.warning("cutting a stream of %s: %s", flow.client_conn.peername[0], e)
                     self.ended(flow)
                     cutting.cut(flow, REVOKED)
+
+
+def endless(flow: http.HTTPFlow) -> bool:
+    """Whether the exchange goes on until somebody ends it: a watch, an exec, `logs -f`."""
+    operation = facts.of(flow).operation
+    if answers.code(flow) == 101 or operation is None:
+        return True
+    return operation.info.verb == "watch" or flow.request.query.get("follow", "") not in ("", "false", "0")
+
+
+def username(known: facts.Facts) -> str:
+    return known.identity.username if known.identity is not None else ""
 
 
 addons = [Authenticate()]

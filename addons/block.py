@@ -22,7 +22,7 @@ from mitmproxy import connection, ctx, exceptions, http
 
 from addons.core import admission, budgets, facts, maskanswers, maskwrites, policy, policyfile, stack, status
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
-from addons.mitm import answers, cutting, options
+from addons.mitm import answers, cutting, meters, options, people
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, maskkeys, objects, store
 
@@ -52,6 +52,7 @@ class PolicyBlock:
         # A failed configure() does not stop mitmproxy from opening its port: deny until it works.
         self.policy = policy.DENY_ALL
         self.observe = False
+        self.generation = 0  # how many sets of policies were loaded
         self.paths: tuple[Path, ...] = ()
         self.seen: policyfile.Fingerprint = ()  # what the files looked like at the last attempt to load them
         self.watcher: asyncio.Task[None] | None = None
@@ -109,6 +110,7 @@ class PolicyBlock:
         if observe and not self.observe:
             logger.warning("tollgate_observe is on: what the policies forbid is logged and let through")
         self.policy, self.observe, self.paths, self.seen = loaded, observe, paths, seen
+        self.generation += 1
         logger.info("policies %r, revision %s", [p.name for p in loaded.policies], loaded.revision)
         log_files(loaded)
         self.need_store()
@@ -131,9 +133,26 @@ class PolicyBlock:
             logger.warning("tollgate_state is not set: budgets are counted in memory, and a restart forgets them")
 
     def running(self) -> None:
+        people.judged_by(self.is_agent)
+        meters.offer(self.name, self.readings)
         self.watcher = asyncio.create_task(self.watch())
 
+    async def readings(self) -> list[meters.Reading]:
+        found: list[meters.Reading] = [("policy_generation", (), self.generation)]
+        if self.store is not None and self.policy.budgets:
+            spent = await self.store.spent(self.clock())
+            found += [
+                ("budget_used_ratio", (budget.full_name,), spent.get(budget.full_name, 0) / max(budget.limit, 1))
+                for budget in self.policy.budgets
+            ]
+        return found
+
+    def is_agent(self, identity: Identity) -> bool:
+        return self.policy.is_agent(identity)
+
     def done(self) -> None:
+        people.no_longer(self.is_agent)
+        meters.withdraw(self.name, self.readings)
         if self.watcher is not None:
             self.watcher.cancel()
         if self.store is not None:
@@ -173,6 +192,7 @@ class PolicyBlock:
             )
             return
         before, self.policy = self.policy, loaded
+        self.generation += 1
         self.need_store()
         changes = policy.changes(before, loaded)
         logger.warning("policies: reloaded, revision %s: %s", loaded.revision, ", ".join(changes) or "no rule changed")

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import sys
 import time
+import uuid
 from collections.abc import Coroutine
 from typing import Any
 
@@ -147,6 +148,14 @@ class Guard:
             "Failed authentications a minute that one source address is told about; further ones are "
             "refused without a reason. 0: no limit.",
         )
+        loader.add_option(
+            "tollgate_log",
+            str,
+            logs.TEXT,
+            "How the log is written: text (default), or json: one line a record, with the id of its request, which "
+            "is the Audit-ID too.",
+            choices=(logs.TEXT, logs.JSON),
+        )
         logs.tidy()
         manager = ctx.master.addons
         if (old := manager.get(LastWord.name)) is not None:
@@ -164,6 +173,8 @@ class Guard:
         self.open_by_identity.most = ctx.options.tollgate_identity_open
         self.open_by_source.most = ctx.options.tollgate_source_open
         self.connections.most = ctx.options.tollgate_source_connections
+        if "tollgate_log" in updated:
+            logs.write_as(ctx.options.tollgate_log)
         try:
             self.stack = stack.parse(ctx.options.tollgate_stack)
         except stack.StackError as e:
@@ -254,6 +265,9 @@ class Guard:
         # Nobody has looked yet: the answer is no, and stays so unless LastWord lifts it.
         known.refusal = flow.response = answers.response(NOT_JUDGED)
         known.started = time.monotonic()
+        # The id that its record and the API server's audit log have as well.
+        known.audit_id = str(uuid.uuid4())
+        logs.about(known.audit_id)
         try:
             if self.broken:
                 raise status.Refused(503, "gateway-misconfigured", NOT_JUDGED.message)
@@ -267,6 +281,7 @@ class Guard:
     def request(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
         """Not a coroutine but where a person wants to see it first: mitmproxy awaits what it gets."""
         known = facts.of(flow)
+        logs.about(known.audit_id)
         if known.answered_by:
             return None
         if intercepting.is_wanted(flow):
@@ -341,6 +356,7 @@ class Guard:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
+        logs.about(known.audit_id)
         # 304 answers If-None-Match and carries no location. Any other 3xx would send the
         # client, with its token, to a place that nobody judged (CVE-2020-8559).
         if known.released and 300 <= flow.response.status_code < 400 and flow.response.status_code != 304:
@@ -349,11 +365,13 @@ class Guard:
 
     def response(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
+        logs.about(known.audit_id)
         if known.released and not flow.websocket and not flow.response.stream:
             known.answer, flow.response = flow.response, answers.response(ANSWER_NOT_JUDGED)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
+        logs.about(known.audit_id)
         known.judged = set()
         flow.websocket.messages[-1].dropped = True  # until LastWord has seen that everyone judged it
 
@@ -406,6 +424,10 @@ class LastWord:
             if seal.is_broken(flow):
                 flow.response = answers.response(seal.CHANGED)
                 logger.error("refused %r: it was changed after the verdict", flow.request.method)
+            elif known.cut_off is not None:
+                # Revoked while an addon waited for something after authenticate had passed it.
+                flow.response = answers.response(known.cut_off)
+                logger.info("refused %r: %s", flow.request.method, known.cut_off.cause)
             elif known.verdict.action is Action.HOLD and not known.approval:
                 # The stamp of approve says the same; what a human must agree to has two locks.
                 logger.error("refused %r: it is held and nobody approved it", flow.request.method)

@@ -39,7 +39,7 @@ from addons.core.masklines import EventMasker
 from addons.core.masktext import TextMasker
 from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet, describe
-from addons.mitm import answers, bodies, cutting, injecting, maskframes, options, seal
+from addons.mitm import answers, bodies, cutting, injecting, maskframes, meters, options, seal
 from addons.mitm.maskframes import Frames
 from addons.mitm.maskstreams import EventStream, Stream, TextStream
 from addons.net import maskkeys, maskpatterns
@@ -306,6 +306,8 @@ class Mask:
         known, exchange, stream = facts.of(flow), self.exchanges.get(flow), self.streams.pop(flow, None)
         if answers.code(flow) != 101:  # an upgraded one has only begun
             self.exchanges.pop(flow, None)
+        if stream is not None and stream.masked:
+            meters.note("masked_values", stream.masked)
         if not known.released or exchange is None:
             return None
         if stream is not None and stream.failed:
@@ -349,6 +351,7 @@ class Mask:
         if "transfer-encoding" not in answer.headers:
             answer.headers["content-length"] = str(len(content))
         if masked.count:
+            meters.note("masked_values", masked.count)
             logger.info("masked %d values in the answer to %r", masked.count, describe(known.need_operation()))
 
     def error(self, flow: http.HTTPFlow) -> None:

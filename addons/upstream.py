@@ -6,15 +6,16 @@ the guard's last word); and lets answers stream from their first byte.
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from mitmproxy import ctx, exceptions, http, tls
 
-from addons.core import facts, status, upstreamrequest
+from addons.core import facts, status, tokens, upstreamrequest
 from addons.core.resources import OWN_GROUP
-from addons.mitm import answers, options, seal
+from addons.mitm import answers, meters, options, seal
 from addons.net import apiserver, files
 
 logger = logging.getLogger(__name__)
@@ -83,9 +84,21 @@ class Upstream:
         self.forward_extra = frozenset(ctx.options.tollgate_forward_extra)
 
     def running(self) -> None:
+        meters.offer(self.name, self.readings)
         if self.server is not None:
             self.server.start()
             self.present_certificate(self.server)
+
+    def done(self) -> None:
+        meters.withdraw(self.name, self.readings)
+
+    def readings(self) -> list[meters.Reading]:
+        """How old the gateway's own credential is: the one that must not be forgotten."""
+        if self.server is None or not self.server.has_credential:
+            return []
+        issued, expires = tokens.unverified_times(self.server.authorization.removeprefix("Bearer "))
+        age = max(time.time() - issued, 0.0) if issued else self.server.credential_age
+        return [("credential_age_seconds", (), age), ("credential_expires_timestamp_seconds", (), expires)]
 
     def present_certificate(self, server: apiserver.ApiServer) -> None:
         """Client certificates go through mitmproxy's own option, which wants both in one file."""

@@ -13,6 +13,9 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   demo         a throwaway cluster with the gateway in front of it, to try things
   kubeconfig   print a kubeconfig for a client of the gateway
   approvals    see and decide what waits for a human's yes: ./run.sh approvals --help
+  revoke       the kill switch: refuse a user, a token, all agents: ./run.sh revoke --help
+  backup       copy the state while the gateway runs: ./run.sh backup FILE
+  restore      put a backup in the state's place; what was approved is void then
   policy       check, test and explain policies: ./run.sh policy --help
   sessions     what was recorded: who, when, how much was changed and refused
   show         the story of a recorded session: commands, verdicts, what changed
@@ -59,6 +62,14 @@ def main(argv: Sequence[str]) -> None:
             from addons.cli import approvals
 
             raise SystemExit(approvals.main(rest))
+        case "revoke":
+            from addons.cli import revoke
+
+            raise SystemExit(revoke.main(rest))
+        case "backup" | "restore":
+            from addons.cli import backup
+
+            raise SystemExit(backup.main(command, rest))
         case "policy":
             from addons.cli import policy
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from addons.cli.arguments import split, state_default
-from addons.core import authconfig, filemodes, owncredential, policy, policyfile, stack
+from addons.core import authconfig, filemodes, owncredential, policy, policyfile, revocations, stack
 from addons.mitm import options as mitm_options
-from addons.net import apiserver, certificates, files, ownlook, store
+from addons.net import apiserver, certificates, files, ownlook, revoking, store
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE = 4 * 3600  # seconds until an idle connection is closed; the kubelet's own limit for streams
 ASKING = 5.0  # seconds at a start for what the gateway's own credential may do
-_DECIDING = ("--auth", "--kubeconfig", "--tls-cert", "--tls-key")
+_DECIDING = ("--auth", "--kubeconfig", "--tls-cert", "--tls-key", "--departed-owners")
 BODY_LIMIT = "3m"  # the API server's own limit for request bodies (MaxRequestBodyBytes)
 
 
@@ -108,6 +108,21 @@ def parser(command: str) -> argparse.ArgumentParser:
     option(
         "--forward-extra", "", "keys of the identity's extra to impersonate as well, comma-separated", metavar="KEYS"
     )
+    option(
+        "--owner-claim",
+        "",
+        "claim (or key of the identity's extra) that names the owner for whom an agent acts",
+        metavar="NAME",
+    )
+    option(
+        "--departed-owners",
+        None,
+        "owners who have left, one a line: whoever acts for one is refused; read again when it changes",
+        metavar="FILE",
+    )
+    option("--metrics", "", "where /metrics, /healthz and /readyz are read; default: nowhere", metavar="HOST:PORT")
+    option("--traces", "", "OTLP/HTTP endpoint of an OpenTelemetry collector that gets spans", metavar="URL")
+    option("--log", "text", "how the log is written", choices=("text", "json"))
     option("--only", "", f"a shorter stack: only these of {', '.join(stack.ORDER)}", metavar="A,B")
     option("--without", "", "a shorter stack: all but these", metavar="A")
     switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
@@ -157,6 +172,10 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         state = files.private_folder(Path(args.state).expanduser().absolute())
         store.check(state)
         refuse_writable(args)
+        if args.departed_owners:
+            if not args.owner_claim:
+                raise UsageError("--departed-owners: needs --owner-claim, which says for whom an agent acts")
+            revoking.OwnerList(Path(args.departed_owners).expanduser())
         certificate = serving_certificate(args, state, host, now)
         confdir = private_confdir(state)
         Path(args.recordings).expanduser().mkdir(parents=True, exist_ok=True)
@@ -168,6 +187,8 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         raise UsageError(f"--state: {e}") from e
     except authconfig.AuthConfigError as e:
         raise UsageError(f"--auth: {args.auth}: {e}") from e
+    except revocations.RevocationError as e:
+        raise UsageError(f"--departed-owners: {e}") from e
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(str(e)) from e
     if "upstream" in chosen.addons and "authenticate" not in chosen.addons and args.upstream_identity != "gateway":
@@ -187,11 +208,22 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         "tollgate_stack": ",".join(chosen.addons),
         "tollgate_state": str(state),
         "tollgate_allow_spdy": str(args.allow_spdy).lower(),
+        "tollgate_log": args.log,
     }
     if args.kubeconfig:
         settings["tollgate_kubeconfig"] = str(Path(args.kubeconfig).expanduser().absolute())
     if "authenticate" in chosen.addons and args.auth:
         settings["tollgate_auth"] = str(Path(args.auth).expanduser().absolute())
+    if "authenticate" in chosen.addons and args.owner_claim:
+        settings["tollgate_owner_claim"] = args.owner_claim
+    if "authenticate" in chosen.addons and args.departed_owners:
+        settings["tollgate_departed_owners"] = str(Path(args.departed_owners).expanduser().absolute())
+    measures = ("metrics",) if args.metrics or args.traces else ()
+    measured_at = address(args.metrics, "--metrics") if args.metrics else None
+    if measured_at is not None:
+        settings["tollgate_metrics"] = args.metrics
+    if args.traces:
+        settings["tollgate_traces"] = args.traces
     if "block" in chosen.addons:
         settings["tollgate_policies"] = os.pathsep.join(map(str, policy_paths))
         settings["tollgate_observe"] = str(args.observe).lower()
@@ -221,10 +253,13 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
     for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
         argv += ["--set", f"tollgate_ship={target.strip()}"]
-    for addon in ("guard", *chosen.addons):
+    # Metrics last, and not of the choice: nothing depends on it.
+    for addon in ("guard", *chosen.addons, *measures):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
         check_free(host, port, "--listen")
+        if measured_at is not None:
+            check_free(*measured_at, "--metrics")
     return Plan((*argv, *rest), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)
 
 

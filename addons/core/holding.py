@@ -254,6 +254,16 @@ CHANGED_POLICY = status.Refusal(
 NOT_ASKED = "no rule holds it any more"
 
 
+def ending(before: object, after: object) -> tuple[str, float] | None:
+    """How a question came to its end (approved, denied, …) and after how many seconds; None when it did not."""
+    if not isinstance(before, Record) or not isinstance(after, Record):
+        return None
+    if before.phase is not Phase.PENDING or after.phase is Phase.PENDING:
+        return None
+    at = after.decided or after.ended or after.expires
+    return after.phase.value.lower(), max(at - after.created, 0.0)
+
+
 def unavailable(why: str) -> status.Refusal:
     return status.Refusal(
         503,

@@ -53,7 +53,7 @@ BUILT_IN: Mapping[str, frozenset[str]] = MappingProxyType(
                 "csidrivers csinodes csistoragecapacities storageclasses volumeattachments volumeattributesclasses"
             ),
             "storagemigration.k8s.io": "storageversionmigrations",
-            OWN_GROUP: "accessrequests approvals grants",
+            OWN_GROUP: "accessrequests approvals grants revocations",
         }.items()
     }
 )
@@ -70,7 +70,7 @@ SUBRESOURCES: Mapping[tuple[str, str], tuple[str, ...]] = MappingProxyType(
         ("", "namespaces"): ("finalize", "status"),
         ("", "serviceaccounts"): ("token",),
         ("certificates.k8s.io", "certificatesigningrequests"): ("approval", "status"),
-        **{(OWN_GROUP, name): () for name in ("accessrequests", "approvals", "grants")},
+        **{(OWN_GROUP, name): () for name in ("accessrequests", "approvals", "grants", "revocations")},
     }
 )
 _SCALED = frozenset({"deployments", "replicasets", "statefulsets", "replicationcontrollers"})

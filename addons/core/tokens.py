@@ -140,6 +140,15 @@ def verify(token: str, keys: KeySet, issuer: Issuer, now: float, max_lifetime: f
     return claims
 
 
+def unverified_times(token: str) -> tuple[float, float]:
+    """When a token says that it was issued and expires; 0.0 where it says nothing, or is none of ours to read."""
+    try:
+        claims = read(token).unverified_claims
+        return instant(claims, "iat") or 0.0, instant(claims, "exp") or 0.0
+    except TokenError:
+        return 0.0, 0.0
+
+
 def check_times(claims: Mapping[str, Any], now: float, max_lifetime: float = MAX_LIFETIME) -> None:
     """
     `exp` without leeway, since an identity ends at its expiry and streams with it; `nbf`

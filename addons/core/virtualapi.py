@@ -17,6 +17,7 @@ from addons.core import (
     holding,
     impacts,
     requestinfo,
+    revocations,
     virtualchanges,
     virtualforms,
     virtualobjects,
@@ -25,7 +26,8 @@ from addons.core.admission import NeedsObjects
 from addons.core.approvals import Access, Decider, Grant, Phase, Record
 from addons.core.model import Action, Hold, Identity, Operation, RequestInfo
 from addons.core.policy import PolicySet
-from addons.core.virtualchanges import NewRequest, Wanted
+from addons.core.revocations import Revocation
+from addons.core.virtualchanges import NewRequest, NewRevocation, Wanted
 from addons.core.virtualforms import Form
 from addons.core.virtualobjects import RESOURCES, VERSION, Entry, Resource
 from addons.core.virtualselectors import EVERYTHING, Selector
@@ -66,6 +68,7 @@ class Viewer:
     # only for records with something to hide; an exception counts as no.
     may_read: Callable[[Record], Awaitable[bool]] = _reads_nothing
     revision: str = ""  # of these policies
+    owners: frozenset[str] = frozenset()  # for whom he acts (revocations.owners)
 
     @property
     def decider(self) -> Decider:
@@ -91,6 +94,8 @@ def is_visible(viewer: Viewer, entry: Entry, source: Record | None = None) -> bo
     """source: of a grant, the record that it comes from, while it is still kept."""
     if viewer.auditor or is_own(viewer, entry):
         return True
+    if isinstance(entry, Revocation):
+        return not viewer.agent  # an agent need not know who else was stopped, and until when
     if isinstance(entry, Grant):
         return is_approver(viewer, source) or (not viewer.agent and viewer.identity.username in entry.approvers)
     return is_approver(viewer, entry)
@@ -260,6 +265,8 @@ def step(viewer: Viewer, wanted: Wanted, now: float) -> Callable[[Entry], Entry]
     """The step that a patch asks for. It raises NotAllowed, or Problem, when it is not his to take."""
 
     def take(entry: Entry) -> Entry:
+        if isinstance(entry, Revocation):
+            raise approvals.NotAllowed(f"{entry.name}: a revocation is not changed; delete it and make another")
         if isinstance(entry, Grant):
             return approvals.revoke(entry, viewer.identity.username, now)
         approved = wanted.decision == virtualobjects.APPROVED
@@ -268,14 +275,17 @@ def step(viewer: Viewer, wanted: Wanted, now: float) -> Callable[[Entry], Entry]
     return take
 
 
-def may_end(viewer: Viewer, entry: Entry, source: Record | None = None) -> None:
+def may_end(viewer: Viewer, entry: Entry, source: Record | None = None, *, now: float = 0.0) -> None:
     """
-    Raise NotAllowed unless he may cancel this record or revoke this grant.
+    Raise NotAllowed unless he may cancel this record, revoke this grant, or lift this revocation.
 
-    Both only take power away, so the requester may, agent or not, and any approver without the
-    fresh login that a yes needs.
+    The first two only take power away, so the requester may, agent or not, and any approver without
+    the fresh login that a yes needs. Lifting gives it back.
     """
-    record = source if isinstance(entry, Grant) else entry
+    if isinstance(entry, Revocation):
+        revocations.may_lift(entry, viewer.decider, viewer.owners, now)
+        return
+    record = entry if isinstance(entry, Record) else source
     if is_own(viewer, entry) or is_approver(viewer, record):
         return
     if isinstance(entry, Grant) and not viewer.agent and viewer.identity.username in entry.approvers:
@@ -290,6 +300,8 @@ def ending(viewer: Viewer, now: float) -> Callable[[Entry], Entry]:
     """
 
     def take(entry: Entry) -> Entry:
+        if isinstance(entry, Revocation):
+            return revocations.lift(entry, viewer.identity.username, now)
         if isinstance(entry, Grant):
             return approvals.revoke(entry, viewer.identity.username, now)
         return approvals.cancel(approvals.expire(entry, now), viewer.identity.username, now)
@@ -321,6 +333,21 @@ def ask(viewer: Viewer, new: NewRequest, uid: str, now: float) -> Record:
         f"{','.join(access.resources)} {where}",
         namespace=access.namespace,
         access=access,
+    )
+
+
+def revoke(viewer: Viewer, new: NewRevocation, uid: str, now: float) -> Revocation:
+    """The Revocation that he makes. uid: a fresh one. Raises NotAllowed."""
+    revocations.may_revoke(viewer.decider)
+    prefix = new.name_prefix
+    return Revocation(
+        name=new.name or (prefix + uid.replace("-", "")[:8] if prefix else revocations.name(uid)),
+        uid=uid,
+        target=new.target,
+        requester=approvals.requester(viewer.identity),
+        created=now,
+        until=new.until,
+        reason=new.reason,
     )
 
 

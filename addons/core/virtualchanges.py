@@ -10,9 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from addons.core import revocations
 from addons.core.approvals import MAX_REASON, Access
 from addons.core.bodies import Body
-from addons.core.virtualobjects import API_VERSION, APPROVED, DENIED, EVERYWHERE, REQUESTS, Content, Resource
+from addons.core.revocations import RevocationError, Target
+from addons.core.virtualobjects import (
+    API_VERSION,
+    APPROVED,
+    DENIED,
+    EVERYWHERE,
+    REQUESTS,
+    REVOCATIONS,
+    Content,
+    Resource,
+)
 from addons.core.virtualstatus import Problem
 
 MAX_WORDS = 20  # verbs or resources of one AccessRequest
@@ -48,6 +59,18 @@ class NewRequest:
     access: Access
     name: str = ""
     name_prefix: str = ""  # metadata.generateName
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NewRevocation:
+    """A Revocation as it was sent."""
+
+    target: Target
+    until: float = 0.0  # seconds since the epoch; 0: until it is lifted
+    reason: str = ""
+    name: str = ""
+    name_prefix: str = ""
     warnings: tuple[str, ...] = ()
 
 
@@ -154,6 +177,8 @@ def _compare(resource: Resource, current: Content, sent: Content, *, of_this_sta
             continue
         raise _unchangeable(resource, path)
     only = current["metadata"]["resourceVersion"] if of_this_state else ""
+    if not resource.writable:
+        return Wanted(resource_version=only)
     return _revocation(current, sent, only) if "revoked" in resource.writable else _decision(current, sent, only)
 
 
@@ -202,6 +227,9 @@ def _text(content: Content, part: str, key: str) -> str:
 
 def _unchangeable(resource: Resource, path: str) -> Problem:
     fields = " and ".join(f"spec.{key}" for key in resource.writable)
+    if not fields:
+        what = f"{resource.kind}s are never changed; delete it and make another"
+        return invalid(f"{path[:100]}: cannot be changed; {what}", "field-unchangeable")
     return invalid(f"{path[:100]}: cannot be changed; in {resource.plural} only {fields} can", "field-unchangeable")
 
 
@@ -263,10 +291,13 @@ _NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,98}[a-z0-9])?")
 _PREFIX = re.compile(r"[a-z0-9][-a-z0-9.]{0,89}")
 _UNSEEN = re.compile(r"[^\S \n\t]|[\x00-\x08\x0b-\x1f\x7f]")
 
-_SPEC = ("verbs", "resources", "namespace", "duration", "justification")
-_KNOWN = {
-    "": ("apiVersion", "kind", "metadata", "spec", "status"),
-    "spec": (*_SPEC, "decision", "reason"),
+_TOP = ("apiVersion", "kind", "metadata", "spec", "status")
+_SPECS = {
+    REQUESTS.plural: ("verbs", "resources", "namespace", "duration", "justification", "decision", "reason"),
+    REVOCATIONS.plural: (
+        *("user", "tokenID", "issuedBefore", "allAgents", "owner"),
+        *("expires", "duration", "reason"),
+    ),
 }
 # What metadata can have; the rest of ObjectMeta that a client may send is not kept here, and said so.
 _METADATA = frozenset({"name", "generateName", "namespace", "creationTimestamp"})
@@ -275,22 +306,68 @@ _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 def new_request(body: Body, field_validation: str) -> NewRequest:
+    """The AccessRequest of a POST. Raises Problem."""
+    new = _new(REQUESTS, body, field_validation)
+    spec = _part(new.content, "spec")
+    if spec.get("decision") or spec.get("reason"):
+        raise invalid("spec.decision: is an approver's to set, later; remove it and spec.reason")
+    return NewRequest(_access(new.content), new.name, new.prefix, new.warnings)
+
+
+def new_revocation(body: Body, field_validation: str, now: float) -> NewRevocation:
+    """The Revocation of a POST. Raises Problem."""
+    new = _new(REVOCATIONS, body, field_validation)
+    agents = _part(new.content, "spec").get("allAgents", False)
+    if not isinstance(agents, bool):
+        raise invalid("spec.allAgents: is true or false")
+    user, token, issued, owner, expires, duration, reason = (
+        _text(new.content, "spec", key)
+        for key in ("user", "tokenID", "issuedBefore", "owner", "expires", "duration", "reason")
+    )
+    if expires and duration:
+        raise invalid("spec.expires: goes not with spec.duration; give one of them")
+    field = "issuedBefore"
+    try:
+        issued_before = revocations.instant(issued, now) if issued else 0.0
+        field = "duration" if duration else "expires"
+        until = now + revocations.seconds(duration) if duration else 0.0
+        until = revocations.instant(expires, now) if expires else until
+    except RevocationError as e:
+        raise invalid(f"spec.{field}: {e}") from None
+    target = Target(user, token, issued_before, agents, owner)
+    try:
+        revocations.check(target, reason, until, now)
+    except RevocationError as e:
+        raise invalid(f"spec.{e}") from None
+    return NewRevocation(target, until, reason, new.name, new.prefix, new.warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    content: Content
+    name: str
+    prefix: str  # metadata.generateName
+    warnings: tuple[str, ...]
+
+
+def _new(resource: Resource, body: Body, field_validation: str) -> _New:
     """
-    The AccessRequest of a POST. Raises Problem.
+    What the objects of all POSTs have in common. Raises Problem.
 
     Unknown fields are refused unless the client says Warn or Ignore: a misspelled `namespace`
     must not become another question than the one that was meant.
     """
     content = body.content
+    what = f"an {resource.kind}" if resource is REQUESTS else f"a {resource.kind}"
     if not isinstance(content, dict):
-        raise Problem(400, "body-unreadable", "body: there is none; send an AccessRequest")
+        raise Problem(400, "body-unreadable", f"body: there is none; send {what}")
     if field_validation not in ("", "Strict", "Warn", "Ignore"):
         raise invalid("fieldValidation: is Strict, Warn or Ignore")
-    if content.get("apiVersion") != API_VERSION or content.get("kind") != REQUESTS.kind:
-        raise Problem(400, "kind-mismatch", f"body: is no {REQUESTS.kind} of {API_VERSION}; set apiVersion and kind")
+    if content.get("apiVersion") != API_VERSION or content.get("kind") != resource.kind:
+        raise Problem(400, "kind-mismatch", f"body: is no {resource.kind} of {API_VERSION}; set apiVersion and kind")
     metadata, spec = _part(content, "metadata"), _part(content, "spec")
-    unknown = [f"{prefix}.{key}".strip(".") for prefix, known in _KNOWN.items()
-               for key in (content if not prefix else spec) if key not in known]  # fmt: skip
+    unknown = [key for key in content if key not in _TOP]
+    unknown += [f"spec.{key}" for key in spec if key not in _SPECS[resource.plural]]
     unknown += [f"metadata.{key}" for key in metadata if key not in _METADATA and key not in _NOT_KEPT]
     if unknown and field_validation in ("", "Strict"):
         raise Problem(400, "field-unknown", f"strict decoding error: unknown field {unknown[0][:100]}; remove it")
@@ -299,16 +376,15 @@ def new_request(body: Body, field_validation: str) -> NewRequest:
     if isinstance(annotations, dict) and annotations.keys() == {_LAST_APPLIED}:
         metadata = {key: value for key, value in metadata.items() if key != "annotations"}
     warnings += [f"metadata.{key} is not kept here" for key in _NOT_KEPT if metadata.get(key)]
-    if spec.get("decision") or spec.get("reason"):
-        raise invalid("spec.decision: is an approver's to set, later; remove it and spec.reason")
     if metadata.get("namespace"):
-        raise Problem(400, "namespace-mismatch", "metadata.namespace: an AccessRequest is in none; set spec.namespace")
+        said = "; set spec.namespace" if resource is REQUESTS else ""
+        raise Problem(400, "namespace-mismatch", f"metadata.namespace: {what} is in none{said}")
     name, prefix = _text(content, "metadata", "name"), _text(content, "metadata", "generateName")
     if name and not _NAME.fullmatch(name):
         raise invalid("metadata.name: is not a lower-case DNS name of at most 100 characters")
     if prefix and not _PREFIX.fullmatch(prefix):
         raise invalid("metadata.generateName: is not the beginning of a lower-case DNS name of at most 90 characters")
-    return NewRequest(_access(content), name, "" if name else prefix, tuple(warnings[:10]))
+    return _New(content, name, "" if name else prefix, tuple(warnings[:10]))
 
 
 def _part(content: Content, key: str) -> Content:

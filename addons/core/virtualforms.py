@@ -19,6 +19,7 @@ from addons.core.virtualobjects import (
     APPROVALS,
     GRANTS,
     REQUESTS,
+    REVOCATIONS,
     Content,
     Resource,
     seconds_of,
@@ -230,6 +231,16 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("Approvers", "Who said yes.", wide=True),
         Column("Revoked-By", "Who took it back.", wide=True),
     ),
+    REVOCATIONS.plural: (
+        _NAME,
+        _PHASE,
+        Column("Refuses", "Whose requests are refused."),
+        Column("By", "Who revoked."),
+        Column("Expires", "Time that is left; - until it is lifted."),
+        Column("Age", "Time since it was made."),
+        Column("Reason", "Why.", wide=True),
+        Column("Lifted-By", "Who lifted it.", wide=True),
+    ),
 }
 
 
@@ -315,7 +326,27 @@ def _grant_cells(content: Content, now: float) -> Sequence[str]:
     )
 
 
-_CELLS = {APPROVALS.plural: _approval_cells, REQUESTS.plural: _request_cells, GRANTS.plural: _grant_cells}
+def _revocation_cells(content: Content, now: float) -> Sequence[str]:
+    spec, status = content["spec"], content["status"]
+    until = spec.get("expires", "") if status["phase"] == "InForce" else ""
+    return (
+        content["metadata"]["name"],
+        status["phase"],
+        _cell([status["summary"]]),
+        status.get("by", ""),
+        _left(until, now) if until else "-",
+        _since(content, now),
+        _cell([spec.get("reason", "")]),
+        status.get("liftedBy", ""),
+    )
+
+
+_CELLS = {
+    APPROVALS.plural: _approval_cells,
+    REQUESTS.plural: _request_cells,
+    GRANTS.plural: _grant_cells,
+    REVOCATIONS.plural: _revocation_cells,
+}
 
 
 def _phase(status: Content) -> str:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from addons.core import approvals
+from addons.core import approvals, revocations
 from addons.core.approvals import Access, Asked, Grant, Phase, Preview, Record, Requester
+from addons.core.revocations import Revocation
 from addons.core.virtualstatus import GROUP
 
 VERSION = "v1alpha1"
@@ -74,9 +75,20 @@ GRANTS = Resource(
     writable=("revoked",),
     fields=(*_FIELDS, "spec.source"),
 )
-RESOURCES: Mapping[str, Resource] = {r.plural: r for r in (APPROVALS, REQUESTS, GRANTS)}
+REVOCATIONS = Resource(
+    "revocations",
+    "revocation",
+    "Revocation",
+    # What was revoked is not changed into something else: a delete lifts it, and another is made. The last two
+    # are for kubectl, which looks at the PATCH of a kind to learn how to create one.
+    ("create", "delete", *_READ, "patch", "update"),
+    ("rev",),
+    writable=(),
+    fields=("metadata.name", "status.phase", "spec.user", "spec.owner"),
+)
+RESOURCES: Mapping[str, Resource] = {r.plural: r for r in (APPROVALS, REQUESTS, GRANTS, REVOCATIONS)}
 
-type Entry = Record | Grant
+type Entry = Record | Grant | Revocation
 type Content = dict[str, Any]
 
 
@@ -86,7 +98,10 @@ def of_entry(resource: Resource, entry: Entry, revision: int, now: float, *, red
 
     redacted: for somebody who may not read the object that the record is about: names and counts.
     """
-    if isinstance(entry, Grant):
+    if isinstance(entry, Revocation):
+        phase, spec, status = _revocation(entry, now)
+        created = entry.created
+    elif isinstance(entry, Grant):
         phase, spec, status = _grant(entry, now)
         created = entry.since
     else:
@@ -111,7 +126,10 @@ def of_entry(resource: Resource, entry: Entry, revision: int, now: float, *, red
 def selectable(entry: Entry, now: float) -> Content:
     """As much of the object as selectors look at; a list of thousands is not made whole to find one."""
     spec: Content = {"requester": {"username": entry.requester.username}}
-    if isinstance(entry, Grant):
+    if isinstance(entry, Revocation):
+        phase = revocations.phase(entry, now)
+        spec |= {"user": entry.target.user, "owner": entry.target.owner}
+    elif isinstance(entry, Grant):
         phase = grant_phase(entry, now)
         spec |= {"namespace": entry.namespace or EVERYWHERE, "source": entry.source}
     else:
@@ -126,6 +144,9 @@ def selectable(entry: Entry, now: float) -> Content:
 
 
 def _labels(entry: Entry, phase: str) -> Content:
+    if isinstance(entry, Revocation):
+        # Not of whoever made it: it is looked for by whom it hits.
+        return {PHASE_LABEL: phase, **({USER_LABEL: label_value(entry.target.user)} if entry.target.user else {})}
     return {PHASE_LABEL: phase, USER_LABEL: label_value(entry.requester.username)}
 
 
@@ -324,6 +345,40 @@ def _grant(grant: Grant, now: float) -> tuple[str, Content, Content]:
         ],
     }
     return phase, {**_filled(spec), "revoked": bool(grant.revoked)}, _filled(status)
+
+
+# ----- revocations -----
+
+
+def _revocation(entry: Revocation, now: float) -> tuple[str, Content, Content]:
+    phase, target = revocations.phase(entry, now), entry.target
+    spec = {
+        "user": target.user,
+        "tokenID": target.token_id,
+        "issuedBefore": time(target.issued_before),
+        "allAgents": target.agents,
+        "owner": target.owner,
+        "expires": time(entry.until),
+        "reason": entry.reason,
+    }
+    status = {
+        "phase": phase,
+        "summary": revocations.summary(target),
+        "by": entry.requester.username,
+        "via": entry.via,
+        "liftedAt": time(entry.lifted),
+        "liftedBy": entry.lifted_by,
+        "conditions": [
+            {
+                "type": "InForce",
+                "status": "True" if phase == "InForce" else "False",
+                "lastTransitionTime": time(entry.lifted or (entry.until if phase == "Expired" else entry.created)),
+                "reason": phase,
+                "message": f"lifted by {entry.lifted_by}" if entry.lifted_by else revocations.summary(target),
+            }
+        ],
+    }
+    return phase, _filled(spec), _filled(status)
 
 
 # ----- values -----

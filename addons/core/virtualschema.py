@@ -8,7 +8,16 @@ learn whether the server knows `fieldValidation` and `dryRun`, and takes a kind'
 from collections.abc import Mapping
 from typing import Any
 
-from addons.core.virtualobjects import API_VERSION, APPROVALS, GRANTS, REQUESTS, RESOURCES, VERSION, Resource
+from addons.core.virtualobjects import (
+    API_VERSION,
+    APPROVALS,
+    GRANTS,
+    REQUESTS,
+    RESOURCES,
+    REVOCATIONS,
+    VERSION,
+    Resource,
+)
 from addons.core.virtualstatus import GROUP
 
 type Schema = dict[str, Any]
@@ -118,7 +127,7 @@ _USE = _object(
 _CONDITION = _object(
     "As in all of Kubernetes.",
     {
-        "type": _text("Approved or Decided; of a Grant: Active."),
+        "type": _text("Approved or Decided; of a Grant: Active; of a Revocation: InForce."),
         "status": _text("True or False."),
         "reason": _text("The phase."),
         "message": _text("One sentence."),
@@ -200,7 +209,32 @@ _SPECS: Mapping[str, Schema] = {
             "revoked": _truth("Set it to true to end the grant at once. kubectl delete does the same."),
         },
     ),
+    REVOCATIONS.plural: _object(
+        "Whose requests are refused. Fields that are given must all match; at least one is. Cannot be changed.",
+        {
+            "user": _text("Name of the identity, as approvals have it."),
+            "tokenID": _text("The token's id (jti), or the hash that stands in its place; see credentialID."),
+            "issuedBefore": _time("Tokens that were issued before; now is the time of this moment."),
+            "allAgents": _truth("Everybody whom no people clause of the policies matches."),
+            "owner": _text("For whom they act, by the claim that tollgate_owner_claim names."),
+            "expires": _time("Until when; without it, until it is lifted."),
+            "duration": _text("In place of expires: 30m, 2h, 7d from now."),
+            "reason": _text("Why, for those who look at it later. Whoever is refused does not get it."),
+        },
+    ),
 }
+_REVOCATION_STATUS = _object(
+    "How it stands.",
+    {
+        "phase": _text("InForce, Lifted or Expired."),
+        "summary": _text("Whom it refuses, in a line."),
+        "by": _text("Who revoked."),
+        "via": _text("api, or operator: at the gateway's own machine."),
+        "liftedAt": _time("When it was lifted."),
+        "liftedBy": _text("By whom."),
+        "conditions": _list("For kubectl wait --for=condition=InForce=false.", _ref(f"{_PREFIX}Condition")),
+    },
+)
 _GRANT_STATUS = _object(
     "How it stands.",
     {
@@ -225,6 +259,10 @@ _DESCRIPTIONS: Mapping[str, str] = {
     ),
     GRANTS.plural: (
         "A Grant is a yes that stands for some time: for one identity, some rules and a scope. Deleting it revokes it."
+    ),
+    REVOCATIONS.plural: (
+        "A Revocation refuses whoever it names, within a second, and ends what they have open. Deleting it lifts it, "
+        "which needs a token with the audience tollgate-approver and is not for whom it may have hit himself."
     ),
 }
 
@@ -270,7 +308,8 @@ def _schemas() -> dict[str, Schema]:
 def _kind(resource: Resource) -> dict[str, Schema]:
     name = f"{_PREFIX}{resource.kind}"
     types = {"apiVersion": _text(f"{API_VERSION}."), "kind": _text(f"{resource.kind}.")}
-    status = _GRANT_STATUS if resource is GRANTS else _object("What has become of it.", _STATUS)
+    special = {GRANTS.plural: _GRANT_STATUS, REVOCATIONS.plural: _REVOCATION_STATUS}
+    status = special.get(resource.plural) or _object("What has become of it.", _STATUS)
     return {
         f"{name}Spec": _SPECS[resource.plural],
         f"{name}Status": status,

@@ -1,8 +1,22 @@
-"""What mitmproxy says, made readable: a refused configuration is one sentence, connections are not a line each."""
+"""
+What is logged, made readable: a refused configuration is one sentence, connections are not a line
+each; and by option each record is a line of JSON, with the id of the request it is about.
+"""
 
+import json
 import logging
+import sys
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any
 
+from mitmproxy.addons.termlog import TermLogHandler
 from mitmproxy.exceptions import OptionsError
+from mitmproxy.log import MitmFormatter
+from mitmproxy.utils import human, vt_codes
+
+TEXT, JSON = "text", "json"
+_request: ContextVar[str] = ContextVar("tollgate_request", default="")
 
 
 class _OneSentence(logging.Filter):
@@ -22,3 +36,38 @@ def tidy() -> None:
     scripts = logging.getLogger("mitmproxy.addons.script")
     if not any(isinstance(f, _OneSentence) for f in scripts.filters):
         scripts.addFilter(_OneSentence())
+
+
+def about(request_id: str) -> None:
+    """What is logged from here on in this task is about this request: mitmproxy runs each hook in a task."""
+    _request.set(request_id)
+
+
+class JsonLines(logging.Formatter):
+    """
+    One line a record. The message is the text's own, so it says what that says and no more: nothing
+    here adds a header, a body or a token.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        found: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request := _request.get():
+            found["request"] = request
+        if client := getattr(record, "client", None):
+            found["client"] = human.format_address(client)
+        if record.exc_info:
+            found["exception"] = self.formatException(record.exc_info)
+        return json.dumps(found)  # all in ASCII: no letter of a client's is an order to a terminal
+
+
+def write_as(form: str) -> None:
+    """TEXT or JSON, on the terminal from now on. Idempotent."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, TermLogHandler):
+            colours = form == TEXT and vt_codes.ensure_supported(handler.file or sys.stdout)
+            handler.formatter = JsonLines() if form == JSON else MitmFormatter(colours)

@@ -35,6 +35,9 @@ type Submit = Callable[[Callable[[], bytes]], Future[bytes]]
 class Masker(Protocol):
     """addons.core.masklines.EventMasker, addons.core.masktext.TextMasker."""
 
+    @property
+    def count(self) -> int: ...
+
     def feed(self, data: bytes) -> bytes: ...
 
     def finish(self) -> bytes: ...
@@ -50,6 +53,11 @@ class Stream:
         self._refusal = refusal
         self.failed = False
         self.ended = False
+
+    @property
+    def masked(self) -> int:
+        """How many values so far."""
+        return self._masker.count
 
     def __call__(self, data: bytes) -> list[bytes]:
         if self.failed or self.ended:

@@ -181,6 +181,11 @@ class ApiServer:
         return bool(self._loaded_at)
 
     @property
+    def credential_age(self) -> float:
+        """Seconds since it was read."""
+        return time.monotonic() - self._loaded_at if self._loaded_at else 0.0
+
+    @property
     def client_certificate(self) -> tuple[str, str] | None:
         """Paths of certificate and key, or None."""
         cert, key = self._configuration.cert_file, self._configuration.key_file

@@ -1,5 +1,5 @@
 """
-The book of approvals, AccessRequests and grants: what the store holds of them, kept at hand.
+The book of approvals, AccessRequests, grants and revocations: what the store holds of them, kept at hand.
 
 Reading is from memory and costs nothing; every change goes to the store first, with the revision
 it was made from, so that of two that change the same record one has to look again. Changes by
@@ -21,6 +21,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from addons.core.approvals import (
     KEPT,
+    Decision,
     Grant,
     NotAllowed,
     Phase,
@@ -31,9 +32,21 @@ from addons.core.approvals import (
     is_asking,
     taken_back,
 )
+from addons.core.revocations import Revocation, withdraws
 from addons.net import codec, mirror
 from addons.net.codec import Entry
-from addons.net.mirror import APPROVALS, GRANTS, HISTORY, HISTORY_BYTES, KINDS, REQUESTS, Change, Key, Mirror
+from addons.net.mirror import (
+    APPROVALS,
+    GRANTS,
+    HISTORY,
+    HISTORY_BYTES,
+    KINDS,
+    REQUESTS,
+    REVOCATIONS,
+    Change,
+    Key,
+    Mirror,
+)
 from addons.net.store import Absent, Conflict, Delete, Exists, Put, Store, StoreError
 
 __all__ = [
@@ -41,6 +54,7 @@ __all__ = [
     "GRANTS",
     "KINDS",
     "REQUESTS",
+    "REVOCATIONS",
     "Book",
     "Change",
     "Changed",
@@ -218,14 +232,34 @@ class Book:
         if asyncio.get_running_loop().time() - self._heard > STALE:
             return ()  # direction: a grant that was revoked elsewhere must not live on here
         now = self._clock()
-        return [grant for grant in self._mirror.grants(requester_key) if grant.active(now)]
+        return [grant for grant in self._mirror.grants(requester_key) if self.stands(grant, now)]
+
+    def stands(self, grant: Grant, now: float) -> bool:
+        """Whether it is active, and none of those who gave it is revoked."""
+        if not grant.active(now):
+            return False
+        return not any(self.withdrawn(Decision(name, True, grant.since)) for name in grant.approvers)
+
+    def withdrawn(self, *decisions: Decision) -> str:
+        """Name of a revocation that takes back one of these yeses; "" when all count."""
+        now = self._clock()
+        for change in self._mirror.all(REVOCATIONS):
+            entry = change.entry
+            if not isinstance(entry, Revocation) or not entry.in_force(now):
+                continue
+            if any(decision.approved and withdraws(entry.target, decision) for decision in decisions):
+                return entry.name
+        return ""
 
     # ----- changing -----
 
     async def add(self, kind: str, entry: Entry) -> Change:
         """A new entry; when one of that name is there, that one instead, unchanged."""
         data = _encoded(entry)
-        if len(self._mirror) >= MAX_ENTRIES + SWEEP_ENTRIES or self._mirror.bytes >= MAX_BYTES / ROOM:
+        # Not of the kill switch: whoever floods the book with questions must not keep it from being thrown.
+        if kind != REVOCATIONS and (
+            len(self._mirror) >= MAX_ENTRIES + SWEEP_ENTRIES or self._mirror.bytes >= MAX_BYTES / ROOM
+        ):
             raise StoreError("there are too many approvals and grants; wait until some are over")
         for _ in range(TRIES):
             try:

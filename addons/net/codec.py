@@ -1,5 +1,6 @@
 """
-Approvals, AccessRequests and grants as the store keeps them: JSON of the dataclasses, checked on the way back.
+Approvals, AccessRequests, grants and revocations as the store keeps them: JSON of the dataclasses,
+checked on the way back.
 
 Read strictly: a field of the wrong type, an unknown phase, a field nobody here knows, and the
 entry is `Damaged`. A field that only a newer version writes is refused, not dropped: it may
@@ -8,14 +9,16 @@ good. A field that an older version did not write yet has its default.
 """
 
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from addons.core.approvals import Grant, Record
+from addons.core.revocations import Revocation
 
-type Entry = Record | Grant
+type Entry = Record | Grant | Revocation
 
 _PLACE = re.compile(r" - at `\$\.?([^`]+)`\Z")
 
@@ -33,6 +36,12 @@ def _plain(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 _record = msgspec.json.Decoder(Record)
 _grant = msgspec.json.Decoder(Grant)
+_revocation = msgspec.json.Decoder(Revocation)
+_decoders: Mapping[type[Entry], "msgspec.json.Decoder[Any]"] = {
+    Record: _record,
+    Grant: _grant,
+    Revocation: _revocation,
+}
 
 
 def encode(entry: Entry) -> bytes:
@@ -44,7 +53,7 @@ def encode(entry: Entry) -> bytes:
     except (TypeError, ValueError, OverflowError) as e:
         raise Damaged(f"it cannot be written ({type(e).__name__})") from None
     # A float that is no number is written as null: found here, not after a restart.
-    _read(_record if isinstance(entry, Record) else _grant, data)
+    _read(_decoders[type(entry)], data)
     return data
 
 
@@ -57,6 +66,14 @@ def record(data: bytes) -> Record:
 def grant(data: bytes) -> Grant:
     """Raises Damaged."""
     found: Grant = _checked(_grant, data)
+    return found
+
+
+def revocation(data: bytes) -> Revocation:
+    """Raises Damaged."""
+    found: Revocation = _checked(_revocation, data)
+    if not found.target:
+        raise Damaged("it does not say whom it refuses")
     return found
 
 

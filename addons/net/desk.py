@@ -52,6 +52,8 @@ class Case:
     judge: Callable[[], Verdict]  # the same operation, by the policies of now
     previewer: Previewer
     waits: Callable[[str], None]  # told the name of the approval that it waits for
+    # Why it must end although nobody decided: its identity was revoked, say.
+    ended: Callable[[], status.Refusal | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ class Desk:
             return refused(holding.unavailable(str(e)))
         except TokenError as e:
             logger.warning("the token of a held request: %s", e)
-            return refused(holding.REVOKED)
+            return refused(case.ended() or holding.REVOKED)
         except IssuerError as e:
             logger.error("cannot authenticate again: %s", e)
             return refused(holding.unavailable("who you are cannot be checked"))
@@ -264,6 +266,9 @@ class Desk:
         while True:
             if self.stopping:
                 return refused(holding.STOPPING, record)
+            if (why := case.ended()) is not None:
+                await self._note(record, "the requester was told that he gets nothing any more")
+                return refused(why, record)
             if case.left():
                 await self._note(record, "the client left while it waited; the same request can still use this")
                 return refused(holding.GONE, record)
@@ -327,6 +332,8 @@ class Desk:
         if not needed:
             return await self._covered(case, record, grants, digest, verdict)
         wanted = holding.asked(needed, identity)
+        if revoked := self.book.withdrawn(*record.decisions):
+            return await self._anew(case, record, wanted, digest, f"who approved it was revoked ({revoked})")
         if not holding.same_rules(record, wanted):
             return await self._anew(case, record, wanted, digest, "the policy asks for something else now")
         item = record.item(digest)
@@ -369,16 +376,17 @@ class Desk:
                 last = replace(last, phase=Phase.USED)
             return refused(holding.ended(last, self.clock()), last)
         spent = _record(change)
-        if case.left():
+        why = case.ended()
+        if why is not None or case.left():
             await self.give_back(spent.name, digest, case.audit_id)
-            return refused(holding.GONE, spent)
+            return refused(why or holding.GONE, spent)
         return Outcome(by=spent.name, record=spent, digest=digest)
 
     def ended(self, grants: Sequence[Grant]) -> bool:
-        """Whether one of these is over or was revoked."""
+        """Whether one of these is over, was revoked, or counts no more."""
         now = self.clock()
-        kept = [self.book.get(GRANTS, grant.name) for grant in grants]
-        return not all(one is not None and isinstance(one.entry, Grant) and one.entry.active(now) for one in kept)
+        kept = (change.entry if (change := self.book.get(GRANTS, grant.name)) else None for grant in grants)
+        return not all(isinstance(entry, Grant) and self.book.stands(entry, now) for entry in kept)
 
     async def give_back(self, name: str, digest: str, audit_id: str) -> None:
         """What was spent never reached the API server. Failing here leaves it spent: the stricter side."""

@@ -9,16 +9,18 @@ import heapq
 import logging
 from collections import Counter, OrderedDict, defaultdict, deque
 from dataclasses import dataclass, replace
+from math import inf
 
 from addons.core.approvals import KEPT, Grant, Phase, Record
+from addons.core.revocations import Revocation
 from addons.net import codec
 from addons.net.codec import Entry
 from addons.net.store import Stored
 
 logger = logging.getLogger(__name__)
 
-APPROVALS, REQUESTS, GRANTS = "approvals", "accessrequests", "grants"
-KINDS = (APPROVALS, REQUESTS, GRANTS)
+APPROVALS, REQUESTS, GRANTS, REVOCATIONS = "approvals", "accessrequests", "grants", "revocations"
+KINDS = (APPROVALS, REQUESTS, GRANTS, REVOCATIONS)
 
 HISTORY = 1_000  # changes that are remembered, for those who follow
 HISTORY_BYTES = 16 * 1024 * 1024  # likewise, of their JSON
@@ -157,7 +159,7 @@ class Mirror:
     def _keep(self, change: Change, size: int) -> None:
         entry, key = change.entry, (change.kind, change.name)
         requester = entry.requester.key
-        if isinstance(entry, Grant) or entry.phase in _MAY_ASK:
+        if isinstance(entry, Grant) or (isinstance(entry, Record) and entry.phase in _MAY_ASK):
             self._by_requester[requester].add(key)
         kept = _Kept(change, size, requester, _digests(change))
         self._kept[change.kind][change.name] = kept
@@ -186,7 +188,7 @@ class Mirror:
 
     def queue(self, key: Key, at: float) -> None:
         """Have it looked at then, or before."""
-        if at < self._due_at.get(key, float("inf")):
+        if at < self._due_at.get(key, inf):
             self._due_at[key] = at
             heapq.heappush(self._due, (at, *key))
 
@@ -234,7 +236,14 @@ def _digests(change: Change) -> tuple[str, ...]:
 
 
 def _decoded(row: Stored) -> Entry:
-    entry: Entry = codec.grant(row.data) if row.kind == GRANTS else codec.record(row.data)
+    entry: Entry
+    match row.kind:
+        case "grants":
+            entry = codec.grant(row.data)
+        case "revocations":
+            entry = codec.revocation(row.data)
+        case _:
+            entry = codec.record(row.data)
     if entry.name != row.name or (isinstance(entry, Record) and (entry.access is not None) != (row.kind == REQUESTS)):
         raise codec.Damaged("it is stored under another name or kind")
     return entry
@@ -243,11 +252,15 @@ def _decoded(row: Stored) -> Entry:
 def over(entry: Entry, now: float) -> bool:
     if isinstance(entry, Record):
         return not entry.open
+    if isinstance(entry, Revocation):
+        return not entry.in_force(now)
     return bool(entry.revoked) or now >= entry.until
 
 
 def due(entry: Entry) -> float:
-    """When somebody must look at it next: it expires, or was over long enough to go."""
+    """When somebody must look at it next: it expires, or was over long enough to go. Infinity for never."""
+    if isinstance(entry, Revocation):
+        return min(entry.lifted or inf, entry.until or inf) + KEPT
     if isinstance(entry, Grant):
         return (min(entry.revoked, entry.until) if entry.revoked else entry.until) + KEPT
     if entry.phase is Phase.PENDING:

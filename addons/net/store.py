@@ -18,7 +18,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,6 +160,9 @@ class Store(Protocol):
     async def give_back(self, reservation: str) -> None:
         """What was reserved was not used. Once is enough and twice does no harm."""
 
+    async def spent(self, now: float) -> Mapping[str, int]:
+        """By budget (its full name), what is spent in its window by whoever has spent most; for metrics."""
+
     async def revision(self) -> int:
         """Grows with every change of anything in the store, over all processes."""
 
@@ -171,8 +174,12 @@ class Store(Protocol):
         taken back unless somebody has built on it meanwhile; only a crash leaves it in between.
         """
 
-    async def since(self, revision: int) -> Changes:
-        """The objects that changed after this revision, in whatever process; 0 lists all. Cheap when none did."""
+    async def since(self, revision: int, kind: str = "") -> Changes:
+        """
+        The objects that changed after this revision, in whatever process; 0 lists all. Cheap when none did.
+
+        With a kind, of this kind only.
+        """
 
     def close(self) -> None:
         """Finish what was asked for, and let go."""
@@ -249,6 +256,10 @@ class SqliteStore:
     async def give_back(self, reservation: str) -> None:
         await self.write(lambda transaction: _give_back(transaction, reservation))
 
+    async def spent(self, now: float) -> Mapping[str, int]:
+        found: Mapping[str, int] = await self._ask(_Job(lambda t: _spent(t, _milliseconds(now)), None, reads=True))
+        return found
+
     async def revision(self) -> int:
         return await self.write(lambda transaction: transaction.revision)
 
@@ -267,8 +278,10 @@ class SqliteStore:
 
         return tuple(done.revision for done in await self.write(work, undo))
 
-    async def since(self, revision: int) -> Changes:
-        found: Changes = await self._ask(_Job(lambda transaction: _since(transaction, revision), None, reads=True))
+    async def since(self, revision: int, kind: str = "") -> Changes:
+        found: Changes = await self._ask(
+            _Job(lambda transaction: _since(transaction, revision, kind), None, reads=True)
+        )
         return found
 
     def close(self) -> None:
@@ -357,7 +370,7 @@ class SqliteStore:
         except (sqlite3.Error, StoreError, OSError, TypeError) as e:
             with contextlib.suppress(sqlite3.Error):
                 db.execute("ROLLBACK")
-            error = e if isinstance(e, StoreError) else StoreError(_sentence(self._name, e))
+            error = e if isinstance(e, StoreError) else StoreError(sentence(self._name, e))
             for job in jobs:
                 job.error = error
 
@@ -446,6 +459,15 @@ def _free_at(db: sqlite3.Connection, charge: Charge, where: tuple[str, str, int]
     return 0
 
 
+def _spent(transaction: Transaction, moment: int) -> dict[str, int]:
+    rows = transaction.db.execute(
+        "SELECT budget, max(total) FROM"
+        " (SELECT budget, sum(weight) AS total FROM spent WHERE until > ? GROUP BY budget, key) GROUP BY budget",
+        (moment,),
+    )
+    return {str(budget): int(total) for budget, total in rows}
+
+
 def _give_back(transaction: Transaction, reservation: str) -> None:
     gone = transaction.db.execute("DELETE FROM spent WHERE revision = ?", (int(reservation),)).rowcount
     if gone:
@@ -530,11 +552,12 @@ def _undo(transaction: Transaction, done: Sequence[_Done], moment: int) -> None:
             _put(transaction, one.kind, one.name, one.before, moment)
 
 
-def _since(transaction: Transaction, revision: int) -> Changes:
+def _since(transaction: Transaction, revision: int, kind: str) -> Changes:
     (horizon,) = transaction.db.execute("SELECT horizon FROM store").fetchone()
     rows = transaction.db.execute(
-        "SELECT kind, name, revision, data, deleted, at FROM objects WHERE revision > ? ORDER BY revision LIMIT ?",
-        (revision, PAGE + 1),
+        "SELECT kind, name, revision, data, deleted, at FROM objects"
+        " WHERE revision > ? AND (kind = ? OR ? = '') ORDER BY revision LIMIT ?",
+        (revision, kind, kind, PAGE + 1),
     ).fetchall()
     more = len(rows) > PAGE
     found = tuple(
@@ -619,17 +642,18 @@ def _open(path: Path | None) -> sqlite3.Connection:
     deadline = time.monotonic() + OPENING
     while True:
         try:
-            return _connect(name)
+            return connect(name)
         except sqlite3.OperationalError as e:
             # Turning on the write-ahead log needs the file alone and does not wait for it.
             if _code(e) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise StoreError(_sentence(name, e)) from e
+                raise StoreError(sentence(name, e)) from e
             time.sleep(0.02)
         except sqlite3.Error as e:
-            raise StoreError(_sentence(name, e)) from e
+            raise StoreError(sentence(name, e)) from e
 
 
-def _connect(name: str) -> sqlite3.Connection:
+def connect(name: str) -> sqlite3.Connection:
+    """The database at this path, checked and with the newest schema. Raises StoreError and sqlite3.Error."""
     db = sqlite3.connect(name, timeout=BUSY, isolation_level=None, check_same_thread=False)
     try:
         db.execute("BEGIN")  # one look: another process may be making it at this moment
@@ -691,7 +715,8 @@ def _damaged(name: str) -> str:
     )
 
 
-def _sentence(name: str, error: BaseException) -> str:
+def sentence(name: str, error: BaseException) -> str:
+    """What went wrong with the database of this name, for people."""
     code = _code(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"{name} is busy: another process holds it"

@@ -31,6 +31,7 @@ from addons.core import (
     virtualstatus,
 )
 from addons.core.approvals import Grant, Record
+from addons.core.revocations import Revocation
 from addons.core.virtualapi import Call, Page, Viewer
 from addons.core.virtualforms import Form
 from addons.core.virtualobjects import Content, Entry
@@ -59,6 +60,7 @@ _NO_TICKET = Failure(403, "no-ticket", "tollgate: this port is for the gateway i
 _NO_STATE = Failure(
     503, "no-state", "tollgate: the approvals cannot be read or written now, so nothing was changed; try again"
 )
+_NO_FOLDER = "tollgate: revocations need a state folder (tollgate_state), which is not set; tell the operator"
 _BROKEN = Failure(500, "gateway-error", "tollgate: the request failed here, nothing is known to have changed; look")
 
 
@@ -74,9 +76,18 @@ class VirtualServer:
     """Serves the paths of which `virtualapi.is_ours` is true, one request for each ticket."""
 
     def __init__(
-        self, book: Book, clock: Callable[[], float], asked: Callable[[Record], None] = lambda _: None
+        self,
+        book: Book,
+        clock: Callable[[], float],
+        asked: Callable[[Record], None] = lambda _: None,
+        *,
+        revokes: bool = True,
     ) -> None:
-        """clock: seconds since the epoch. asked: told of each new AccessRequest."""
+        """
+        clock: seconds since the epoch. asked: told of each new AccessRequest. revokes: whether those
+        who authenticate read the same store, so that a revocation made here is followed.
+        """
+        self._revokes = revokes
         self._asked = asked
         self._book = book
         self._clock = clock
@@ -213,7 +224,7 @@ class VirtualServer:
         if wanted.nothing:
             return self._object(sight, call, current)
         if isinstance(change.entry, Grant):
-            virtualapi.may_end(sight.viewer, change.entry, sight.source(change.entry))
+            virtualapi.may_end(sight.viewer, change.entry, sight.source(change.entry), now=self._clock())
         take = virtualapi.step(sight.viewer, wanted, self._clock())
         revision = int(wanted.resource_version) if wanted.resource_version else None
         changed = await self._step(sight, change, take, revision, dry=dry)
@@ -301,7 +312,7 @@ class VirtualServer:
     async def _delete(self, sight: Sight, call: Call, body: bodies.Body) -> web.Response:
         change = sight.find(call.resource, call.name)
         options = virtualchanges.delete_options(body, call.dry_run)
-        virtualapi.may_end(sight.viewer, change.entry, sight.source(change.entry))
+        virtualapi.may_end(sight.viewer, change.entry, sight.source(change.entry), now=self._clock())
         if options.uid not in ("", change.entry.uid) or options.resource_version not in ("", str(change.revision)):
             raise virtualchanges.conflict(call.resource, call.name)
         take = virtualapi.ending(sight.viewer, self._clock())
@@ -310,6 +321,8 @@ class VirtualServer:
         return _response(200, virtualstatus.done(call.resource.plural, call.name), virtualforms.PLAIN)
 
     async def _create(self, sight: Sight, call: Call, body: bodies.Body) -> web.Response:
+        if call.resource is virtualobjects.REVOCATIONS:
+            return await self._revoke(sight, call, body)
         new = virtualchanges.new_request(body, call.field_validation)
         dry = virtualchanges.dry_run(call.dry_run)
         record = virtualapi.ask(sight.viewer, new, str(uuid.uuid4()), self._clock())
@@ -318,6 +331,23 @@ class VirtualServer:
             logger.info("%s %s: asked by %r", change.kind, change.name, sight.viewer.identity.username)
             if change.entry is record or change.entry == record:
                 self._asked(record)
+        content = sight.content(call.resource, change, hidden=False)
+        return self._object(sight, call, content, 201, new.warnings)
+
+    async def _revoke(self, sight: Sight, call: Call, body: bodies.Body) -> web.Response:
+        if not self._revokes:
+            raise Problem(503, "no-state-folder", _NO_FOLDER)
+        now = self._clock()
+        new = virtualchanges.new_revocation(body, call.field_validation, now)
+        dry = virtualchanges.dry_run(call.dry_run)
+        entry = virtualapi.revoke(sight.viewer, new, str(uuid.uuid4()), now)
+        change = Change(books.REVOCATIONS, entry.name, self._book.revision, entry)
+        if not dry:
+            change = await self._finish(self._book.add(books.REVOCATIONS, entry))
+        if change.entry.uid != entry.uid or (dry and self._book.get(books.REVOCATIONS, entry.name) is not None):
+            raise _taken(call.resource.plural, entry.name)
+        if not dry:
+            logger.info("%s %s: made by %r", change.kind, change.name, sight.viewer.identity.username)
         content = sight.content(call.resource, change, hidden=False)
         return self._object(sight, call, content, 201, new.warnings)
 
@@ -332,12 +362,7 @@ class VirtualServer:
                     return Change(books.REQUESTS, record.name, self._book.revision, record)
                 change = await self._book.add(books.REQUESTS, record)
             if change.entry.uid != record.uid:
-                raise Problem(
-                    409,
-                    "already-there",
-                    f"accessrequests.{virtualstatus.GROUP} {record.name}: the name is taken; use generateName",
-                    reason="AlreadyExists",
-                )
+                raise _taken(books.REQUESTS, record.name)
             return change
 
     # ----- watching -----
@@ -381,7 +406,18 @@ async def _lines(watch: Watch) -> AsyncGenerator[bytes]:
             yield virtualforms.write({"type": kind, "object": content}, virtualforms.PLAIN) + b"\n"
 
 
+def _taken(resource: str, name: str) -> Problem:
+    return Problem(
+        409,
+        "already-there",
+        f"{resource}.{virtualstatus.GROUP} {name}: the name is taken; use generateName",
+        reason="AlreadyExists",
+    )
+
+
 def _phase(entry: Entry) -> str:
+    if isinstance(entry, Revocation):
+        return "lifted" if entry.lifted_by else "in force"
     return f"revoked by {entry.revoked_by}" if isinstance(entry, Grant) else entry.phase.value
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from addons.core import virtualforms, virtualstatus, virtualwatch
 from addons.core.approvals import Grant
+from addons.core.revocations import Revocation
 from addons.core.virtualapi import Call
 from addons.core.virtualobjects import Content
 from addons.core.virtualstatus import Problem
@@ -30,7 +31,7 @@ class Watch:
         self._sight = sight
         self._call = call
         self._end = end
-        self._due: dict[str, float] = {}  # active grants that he was shown, and when each is over
+        self._due: dict[str, float] = {}  # active grants and revocations that he was shown, and when each is over
         self._shown = virtualwatch.Shown()
         self._headers = True
         self._position = 0
@@ -114,17 +115,20 @@ class Watch:
         yield kind, virtualforms.of_object(call.resource, content, call.form, sight.clock(), headers=headers)
 
     def _note(self, change: Change) -> None:
-        """Remember when a grant will be over: the store does not say it then."""
+        """Remember when a grant or a revocation will be over: the store does not say it then."""
         self._due.pop(change.name, None)
         entry = change.entry
         if isinstance(entry, Grant) and not change.deleted and entry.active(self._sight.clock()):
+            self._due[change.name] = entry.until
+        now = self._sight.clock()
+        if isinstance(entry, Revocation) and not change.deleted and entry.until and entry.in_force(now):
             self._due[change.name] = entry.until
 
     async def _over(self) -> AsyncGenerator[Event]:
         now = self._sight.clock()
         for name in [name for name, until in self._due.items() if until <= now]:
             del self._due[name]
-            change = self._sight.book.get(books.GRANTS, name)
+            change = self._sight.book.get(self._call.resource.plural, name)
             if change is not None:
                 async for event in self._event(change):
                     yield event

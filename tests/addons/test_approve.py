@@ -6,6 +6,7 @@ import json
 import logging
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -17,7 +18,7 @@ from addons.core import approvals, classify, facts, policyfile, status, virtuald
 from addons.core.approvals import Decider, Phase
 from addons.core.model import ANONYMOUS, Action, Identity, Verdict
 from addons.core.tokens import TokenError
-from addons.mitm import answers, inside, seal
+from addons.mitm import answers, inside, meters, seal
 from addons.net import book as books
 from addons.net import desk as desks
 from addons.net import store
@@ -1312,3 +1313,27 @@ async def test_the_virtual_api_through_the_proxy(tls, confdir):
             direct.get(f"http://127.0.0.1:{one.virtual.port}{OURS}") as refused,
         ):
             assert refused.status == 403
+
+
+async def test_who_measures_is_told_how_long_questions_are_open(addon):
+    heard, told = [], asyncio.Event()
+
+    def listener(*said):
+        heard.append(said)
+        told.set()
+
+    meters.listen(listener)
+    task = asyncio.create_task(addon.keep_timing(addon.book))
+    try:
+        await asyncio.sleep(0)
+        one = record("apr-timed", now=addon.clock())
+        await addon.book.add(APPROVALS, one)
+        assert ("approvals_pending", (), 1) in addon.readings()
+        await addon.book.step(
+            APPROVALS, one.name, lambda kept: replace(kept, phase=Phase.DENIED, decided=kept.created + 7)
+        )
+        await asyncio.wait_for(told.wait(), 5)
+    finally:
+        meters.leave(listener)
+        task.cancel()
+    assert heard == [("decision_seconds", ("denied",), pytest.approx(7))]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 from mitmproxy import connection, http
@@ -11,10 +12,12 @@ from mitmproxy.test import taddons, tflow
 
 from addons import authenticate
 from addons.core import facts
+from addons.core.approvals import Requester
 from addons.core.model import Identity
+from addons.core.revocations import Revocation, Target
 from addons.core.tokens import TokenError
-from addons.mitm import cutting
-from addons.net import apiserver
+from addons.mitm import cutting, people
+from addons.net import apiserver, revoking
 from addons.net.issuers import IssuerError
 
 NOW = 1_800_000_000.0
@@ -69,6 +72,7 @@ def addon():
     addon = authenticate.Authenticate()
     addon.clock = lambda: NOW
     addon.authenticator, addon.started = FakeAuthenticator(), True
+    addon.register = revoking.Register(None)
     return addon
 
 
@@ -420,3 +424,157 @@ def test_a_token_is_kept_only_while_its_exchange_is_open(addon):
     addon.open[flow], addon.tokens[flow] = float("inf"), "its-token"
     addon.response(flow)
     assert flow not in addon.tokens
+
+
+# ----- revocations -----
+
+
+def revoked(**target):
+    return Revocation("rev-1", "u", Target(**target), Requester("operator:x"), NOW)
+
+
+@pytest.fixture
+async def revoking_addon(addon, tmp_path):
+    """With a real store, and what puts a revocation in force there."""
+    addon.open_register(str(tmp_path / "state"))
+
+    async def throw(**target):
+        await revoking.throw(addon.store, revoked(**target), NOW)
+        await addon.register.look()
+
+    await addon.register.look()
+    addon.throw = throw
+    yield addon
+    addon.close_register()
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        pytest.param({"user": "a:alice"}, 403, id="user"),
+        pytest.param({"agents": True}, 403, id="all agents"),
+        pytest.param({"issued_before": NOW}, 401, id="issued before"),
+        pytest.param({"user": "a:bob"}, None, id="another"),
+    ],
+)
+async def test_a_revoked_identity_is_refused(revoking_addon, target, code):
+    await revoking_addon.throw(**target)
+    flow = flow_with(BEARER)
+    await revoking_addon.requestheaders(flow)
+    known = facts.of(flow)
+    assert (flow.response and flow.response.status_code) == code
+    assert (known.passed == set()) is (code is not None)
+    if code is not None:
+        assert "rev-1" in json.loads(flow.response.content)["message"]
+
+
+async def test_people_are_not_stopped_with_the_agents(revoking_addon):
+    def judge(identity):
+        return False
+
+    people.judged_by(judge)
+    try:
+        await revoking_addon.throw(agents=True)
+        flow = flow_with(BEARER)
+        await revoking_addon.requestheaders(flow)
+        assert facts.of(flow).passed
+    finally:
+        people.no_longer(judge)
+
+
+async def test_revoked_while_the_body_came(revoking_addon):
+    flow = flow_with(BEARER)
+    await revoking_addon.requestheaders(flow)
+    await revoking_addon.throw(user="a:alice")
+    revoking_addon.request(flow)
+    assert flow.response.status_code == 403
+    assert (NAME, "request") not in facts.of(flow).passed
+
+
+async def test_what_is_under_way_ends_once(revoking_addon, monkeypatch):
+    cut = []
+    monkeypatch.setattr(cutting, "cut", lambda flow, refusal: cut.append((flow, refusal.code)))
+    streaming, held, other = flow_with(BEARER), flow_with(BEARER), flow_with(BEARER)
+    for flow in (streaming, held, other):
+        await revoking_addon.requestheaders(flow)
+    facts.of(other).identity = Identity("a:bob", expiry=NOW + 60)
+    facts.of(streaming).released = facts.of(other).released = True
+    revoking_addon.responseheaders(streaming)
+    await revoking_addon.throw(user="a:alice")
+    revoking_addon.sweep(NOW)
+    assert cut == [(streaming, 403)]
+    # It waits in a hook of another addon, which tells its client.
+    assert facts.of(held).cut_off.code == 403
+    assert facts.of(other).cut_off is None
+
+
+async def test_frames_of_a_revoked_identity_are_not_judged(revoking_addon):
+    flow = flow_with(BEARER)
+    await revoking_addon.requestheaders(flow)
+    facts.of(flow).cut_off = authenticate.REVOKED
+    revoking_addon.judge(flow)
+    assert not facts.of(flow).judged
+
+
+async def test_a_held_request_is_not_the_same_any_more(revoking_addon):
+    flow = flow_with(BEARER)
+    await revoking_addon.requestheaders(flow)
+    assert await facts.of(flow).identify_again() is ALICE
+    await revoking_addon.throw(user="a:alice")
+    with pytest.raises(TokenError):
+        await facts.of(flow).identify_again()
+    assert facts.of(flow).cut_off.cause == "revoked"
+
+
+async def test_an_unknown_state_ends_no_stream_and_lets_nobody_in(revoking_addon, monkeypatch):
+    flow = flow_with(BEARER)
+    await revoking_addon.requestheaders(flow)
+    facts.of(flow).released = True
+    monkeypatch.setattr(revoking, "STALE", -1.0)
+    revoking_addon.sweep(NOW)
+    assert facts.of(flow).cut_off is None
+    another = flow_with(BEARER)
+    await revoking_addon.requestheaders(another)
+    assert another.response.status_code == 503
+
+
+async def test_until_configured_nobody_passes(addon):
+    addon.register = None
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    assert (flow.response.status_code, facts.of(flow).passed) == (503, set())
+
+
+async def test_owners_who_have_left(addon, tmp_path):
+    (tmp_path / "departed").write_text("alice@example.com\n")
+    addon.set_up_owners("owner", str(tmp_path / "departed"))
+    addon.authenticator = FakeAuthenticator(replace(ALICE, claims={"owner": ["x", "Alice@example.com"]}))
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    assert flow.response.headers["Tollgate-Reason"] == "owner-departed"
+    addon.authenticator = FakeAuthenticator(replace(ALICE, claims={"owner": "bob"}))
+    flow = flow_with(BEARER)
+    await addon.requestheaders(flow)
+    assert facts.of(flow).passed
+
+
+@pytest.mark.parametrize(
+    ("claim", "content", "says"),
+    [
+        pytest.param("", "alice", "needs tollgate_owner_claim", id="no claim"),
+        pytest.param("owner", None, "departed", id="no file"),
+        pytest.param("owner", b"\xff", "UTF-8", id="no text"),
+    ],
+)
+def test_owners_that_cannot_be_read_let_nobody_in(tmp_path, claim, content, says):
+    file = tmp_path / "departed"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    addon = authenticate.Authenticate()
+    with pytest.raises(OptionsError, match=says):
+        addon.set_up_owners(claim, str(file))
+
+
+def test_the_gateway_that_goes_down_lets_nobody_in(addon):
+    addon.stopping = True
+    assert addon.refuses(ALICE) is authenticate.STOPPING

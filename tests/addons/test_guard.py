@@ -7,7 +7,7 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 
 from addons import guard
-from addons.core import facts, stack
+from addons.core import facts, stack, status
 from addons.core.model import Action, Approval, Hold, Identity, Verdict
 from addons.mitm import answers, inside, seal
 
@@ -125,6 +125,25 @@ def test_what_is_held_has_two_locks(stacked, verdict, approval, released, caplog
     if not released:
         assert flow.response.status_code == 503
         assert "it is held and nobody approved it" in caplog.text
+
+
+def test_revoked_after_authenticate_passed_it(stacked):
+    first, last = stacked
+    flow = a_flow()
+    first.requestheaders(flow)
+    pass_all(flow)
+    facts.of(flow).cut_off = status.Refusal(403, "revoked", "tollgate: stopped")
+    last.request(flow)
+    assert not facts.of(flow).released
+    assert flow.response.status_code == 403
+
+
+def test_each_request_has_its_id_from_the_beginning(stacked):
+    first, _ = stacked
+    flows = [a_flow(), a_flow()]
+    for flow in flows:
+        first.requestheaders(flow)
+    assert len({facts.of(flow).audit_id for flow in flows} - {""}) == 2
 
 
 def test_changed_after_the_verdict(stacked):

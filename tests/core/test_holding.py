@@ -8,6 +8,7 @@ from addons.core import approvals, holding, status
 from addons.core.approvals import Asked, Decision, Grant, Item, Phase, Record, Requester
 from addons.core.holding import What
 from addons.core.model import Approval, Hold, Impact, Operation, RequestInfo
+from tests import records
 
 NOW = 1_000_000.0
 AGENT = Requester("agent", groups=("agents",))
@@ -234,3 +235,12 @@ def test_a_grant_is_for_the_rule_as_it_was(granted, now, covered):
     grant = Grant("grt-1", "u", AGENT, ("agents/new-namespace",), NOW - 1, NOW + 1, digests=granted)
     hold = replace(NEW_NAMESPACE.hold, digest=now)
     assert holding.covers(grant, hold, operation(), NOW) is covered
+
+
+def test_how_a_question_ended():
+    pending = records.record()
+    done = records.approved(pending)
+    assert holding.ending(pending, done) == ("approved", done.decided - pending.created)
+    assert holding.ending(pending, pending) is None
+    assert holding.ending(done, approvals.void(done, "x", done.decided + 9)) is None
+    assert holding.ending(None, done) is None

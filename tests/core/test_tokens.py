@@ -295,3 +295,8 @@ def test_cache_drops_the_least_recently_used():
     assert [cache.get(key, NOW) for key in (b"a", b"b", b"c")] == [b"a", None, b"c"]
     cache.clear()
     assert cache.get(b"a", NOW) is None
+
+
+@pytest.mark.parametrize("token", ["", "opaque", "a.b.c", "x" * 20_000])
+def test_times_of_what_is_no_token(token):
+    assert tokens.unverified_times(token) == (0.0, 0.0)

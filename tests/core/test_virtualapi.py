@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from addons.core import approvals, policyfile, virtualapi
+from addons.core import approvals, policyfile, virtualapi, virtualchanges
 from addons.core.approvals import Access, NotAllowed, Phase
 from addons.core.model import Identity
+from addons.core.revocations import Target
 from addons.core.status import Refused
 from addons.core.virtualapi import Page, Viewer, read
-from addons.core.virtualchanges import NewRequest, Wanted
+from addons.core.virtualchanges import NewRequest, NewRevocation, Wanted
 from addons.core.virtualobjects import APPROVALS
 from addons.core.virtualstatus import Problem
 from tests import records
@@ -372,3 +373,51 @@ def test_what_is_not_there_and_what_is_not_his_are_told_the_same():
     assert (failure.code, failure.message) == (
         404, "approvals.tollgate.dev apr-1: there is none, or it is not yours to see",
     )  # fmt: skip
+
+
+# ----- revocations -----
+
+REVOCATION = NewRevocation(Target(user="eve"), NOW + 60, "because", name_prefix="now-")
+FRESH = Viewer(
+    Identity("oidc:ann", audiences=(approvals.AUDIENCE,), auth_time=NOW - 5), agent=False, owners=frozenset({"ops"})
+)
+
+
+def test_revoke():
+    made = virtualapi.revoke(FRESH, REVOCATION, "12345678-uid", NOW)
+    assert (made.name, made.uid, made.target, made.until) == (
+        "now-12345678",
+        "12345678-uid",
+        Target(user="eve"),
+        NOW + 60,
+    )
+    assert (made.requester.username, made.via, made.reason) == ("oidc:ann", "api", "because")
+    assert virtualapi.revoke(FRESH, NewRevocation(Target(agents=True)), "u", NOW).name.startswith("rev-")
+
+
+def test_an_agent_neither_revokes_nor_lifts_nor_looks():
+    made = virtualapi.revoke(FRESH, REVOCATION, "u", NOW)
+    agent = replace(FRESH, agent=True, identity=replace(FRESH.identity, username="oidc:other"))
+    with pytest.raises(NotAllowed, match="an agent cannot"):
+        virtualapi.revoke(agent, REVOCATION, "u", NOW)
+    with pytest.raises(NotAllowed, match="an agent cannot"):
+        virtualapi.may_end(agent, made, now=NOW)
+    assert not virtualapi.is_visible(agent, made)
+    assert virtualapi.is_visible(replace(agent, auditor=True), made)
+    assert virtualapi.is_visible(replace(agent, agent=False), made)
+
+
+def test_lifting_needs_the_fresh_login_and_is_not_for_oneself():
+    made = virtualapi.revoke(FRESH, REVOCATION, "u", NOW)
+    virtualapi.may_end(FRESH, made, now=NOW)
+    assert virtualapi.ending(FRESH, NOW)(made).lifted_by == "oidc:ann"
+    with pytest.raises(NotAllowed, match="older"):
+        virtualapi.may_end(FRESH, made, now=NOW + 901)
+    for target in (Target(user="OIDC:ANN"), Target(owner="ops")):
+        with pytest.raises(NotAllowed, match="of your own"):
+            virtualapi.may_end(FRESH, replace(made, target=target), now=NOW)
+
+
+def test_a_revocation_is_not_changed():
+    with pytest.raises(NotAllowed, match="is not changed"):
+        virtualapi.step(FRESH, virtualchanges.Wanted("Approved"), NOW)(virtualapi.revoke(FRESH, REVOCATION, "u", NOW))

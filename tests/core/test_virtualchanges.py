@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from addons.core import approvals, virtualchanges
 from addons.core.bodies import Body
+from addons.core.revocations import Target
 from addons.core.virtualchanges import DeleteOptions, Wanted
-from addons.core.virtualobjects import APPROVALS, GRANTS, of_entry
+from addons.core.virtualobjects import APPROVALS, GRANTS, REVOCATIONS, of_entry
 from addons.core.virtualstatus import Problem
 from tests import records
 from tests.records import NOW, approved, hold, record
@@ -415,3 +416,66 @@ def test_unknown_wish():
 def test_wanted_is_nothing_by_default():
     assert Wanted().nothing
     assert not replace(Wanted(), revoked=True).nothing
+
+
+# ----- revocations -----
+
+
+def revocation(spec, **more):
+    return Body(
+        content={"apiVersion": "tollgate.dev/v1alpha1", "kind": "Revocation", "metadata": {}, "spec": spec, **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "target", "until"),
+    [
+        pytest.param({"user": "a"}, Target(user="a"), 0, id="user"),
+        pytest.param({"allAgents": True, "duration": "2h"}, Target(agents=True), NOW + 7200, id="for a time"),
+        pytest.param({"tokenID": "t", "expires": "2100-01-01T00:00:00Z"}, None, 0, id="too far"),
+        pytest.param({"user": "a", "issuedBefore": "now"}, Target(user="a", issued_before=NOW), 0, id="before now"),
+        pytest.param({"owner": "o", "reason": "r"}, Target(owner="o"), 0, id="owner"),
+    ],
+)
+def test_a_new_revocation(spec, target, until):
+    if target is None:
+        with pytest.raises(Problem, match=r"^spec\.expires: "):
+            virtualchanges.new_revocation(revocation(spec), "", NOW)
+        return
+    new = virtualchanges.new_revocation(revocation(spec), "", NOW)
+    assert (new.target, new.until, new.reason) == (target, until, spec.get("reason", ""))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        pytest.param({}, "names nobody", id="nobody"),
+        pytest.param({"allAgents": False}, "names nobody", id="not all agents"),
+        pytest.param({"allAgents": "true"}, "spec.allAgents: is true or false", id="a text"),
+        pytest.param({"users": ["a"]}, "unknown field spec.users", id="misspelled"),
+        pytest.param({"user": 7}, "spec.user: is not a text", id="a number"),
+        pytest.param({"user": "a", "duration": "1h", "expires": "now"}, "goes not with", id="both"),
+        pytest.param({"user": "a", "duration": "soon"}, "spec.duration: ", id="no duration"),
+        pytest.param({"user": "a", "expires": "soon"}, "spec.expires: ", id="no time"),
+        pytest.param({"user": "a", "issuedBefore": "soon"}, "spec.issuedBefore: ", id="no moment"),
+        pytest.param({"user": "a", "decision": "Approved"}, "unknown field spec.decision", id="a decision"),
+    ],
+)
+def test_what_is_no_revocation(spec, says):
+    with pytest.raises(Problem, match=says):
+        virtualchanges.new_revocation(revocation(spec), "", NOW)
+
+
+def test_an_access_request_is_no_revocation():
+    body = revocation({"user": "a"})
+    body.content["kind"] = "AccessRequest"
+    with pytest.raises(Problem, match="is no Revocation"):
+        virtualchanges.new_revocation(body, "", NOW)
+
+
+def test_a_revocation_is_never_changed():
+    current = {"metadata": {"name": "rev-1", "resourceVersion": "3"}, "spec": {"user": "a"}, "status": {}}
+    same = virtualchanges.of_patch(REVOCATIONS, current, Body(content={"spec": {"user": "a"}}, patch="merge"))
+    assert same.nothing
+    with pytest.raises(Problem, match="never changed"):
+        virtualchanges.of_patch(REVOCATIONS, current, Body(content={"spec": {"user": "b"}}, patch="merge"))

@@ -123,6 +123,7 @@ def test_own_pages():
         "approvals": ("Approval", False, False),
         "accessrequests": ("AccessRequest", False, True),
         "grants": ("Grant", False, False),
+        "revocations": ("Revocation", False, True),
     }
 
 

@@ -106,7 +106,7 @@ def test_a_name_stays_one_segment():
 
 READS = [
     {"verbs": ["get", "list", "watch"], "apiGroups": ["tollgate.dev"], "resources": [resource]}
-    for resource in ("approvals", "accessrequests", "grants")
+    for resource in ("approvals", "accessrequests", "grants", "revocations")
 ]
 
 

@@ -160,6 +160,7 @@ DONE = [
     ("tollgate_approve", "done"),
     ("tollgate_mask", "done"),
     ("tollgate_record", "done"),
+    ("tollgate_upstream", "done"),
 ]
 
 

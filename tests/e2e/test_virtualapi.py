@@ -148,7 +148,7 @@ def test_explain_and_discovery(kubectl):
     assert "duration\t<string> -required-" in text
     assert "revokedBy\t<string>" in kubectl.run("agent", "explain", "grants", "--recursive").stdout
     listed = kubectl.run("agent", "api-resources", "--api-group=tollgate.dev", "--no-headers").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == ["accessrequests", "approvals", "grants"]
+    assert [line.split()[0] for line in listed] == ["accessrequests", "approvals", "grants", "revocations"]
     # The API server's own are there as before.
     assert "deployments" in kubectl.run("agent", "api-resources", "--api-group=apps", "-o", "name").stdout
     assert "tollgate.dev/v1alpha1" in kubectl.run("agent", "api-versions").stdout

@@ -35,9 +35,9 @@ def test_case(table, case):
 def test_every_rule_has_a_case(table):
     named = {case.rule for case in policycases.load(table)} | {policycases.NOBODY_ELSE}
     missing = {rule.name for policy in policies_of(policycases.policy_of(table)).policies for rule in policy.rules}
-    # Two are what remains when somebody edits the lists above them (test_readme_examples), two are for
+    # Two are what remains when somebody edits the lists above them (test_readme_examples), three are for
     # people, whom the default does not know (test_people_and_approvals).
-    assert missing - named <= {"own-namespace", "own-objects", "see-approvals", "decide"}
+    assert missing - named <= {"own-namespace", "own-objects", "see-approvals", "decide", "revoke"}
 
 
 GROUP = "/apis/tollgate.dev/v1alpha1"
@@ -67,6 +67,19 @@ rules:
         pytest.param("people", "DELETE", "approvals", Action.DENY, "", id="all at once"),
         pytest.param("people", "PATCH", "approvals/apr-x/approve", Action.DENY, "", id="an unknown subresource"),
         pytest.param("bots", "PATCH", "approvals/apr-x", Action.DENY, "agents-decide-nothing", id="an agent approves"),
+        pytest.param("people", "POST", "revocations", Action.ALLOW, "revoke", id="throw the switch"),
+        pytest.param("people", "DELETE", "revocations/rev-x", Action.ALLOW, "revoke", id="lift a revocation"),
+        pytest.param(
+            "bots", "POST", "revocations", Action.DENY, "agents-revoke-nothing", id="an agent throws the switch"
+        ),
+        pytest.param(
+            "bots",
+            "DELETE",
+            "revocations/rev-x",
+            Action.DENY,
+            "agents-revoke-nothing",
+            id="an agent lifts a revocation",
+        ),
         pytest.param("bots", "POST", "accessrequests", Action.ALLOW, "ask-ahead", id="an agent asks"),
     ],
 )

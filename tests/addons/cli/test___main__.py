@@ -7,7 +7,7 @@ from addons.cli import __main__ as cli
 def test_help(capsys, word):
     cli.main([word])
     shown = capsys.readouterr().out
-    recorded = ("sessions", "show", "verify", "report", "backtest", "replay")
+    recorded = ("sessions", "show", "verify", "report", "backtest", "replay", "revoke", "backup", "restore")
     for command in ("serve", "web", "demo", "kubeconfig", "approvals", "classify", "policy", "test", *recorded):
         assert f"  {command} " in shown
 

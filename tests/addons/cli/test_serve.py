@@ -160,3 +160,45 @@ def test_what_others_can_write_is_refused(plan, kubeconfig, tmp_path, option):
         serve.UsageError, match=rf"^{option if not more else '--tls-cert'}: .*(every user can|can be written by others)"
     ):
         plan(option, str(file), *more)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted", "measures"),
+    [
+        pytest.param([], {"tollgate_log": "text"}, False, id="none"),
+        pytest.param(["--log", "json"], {"tollgate_log": "json"}, False, id="log"),
+        pytest.param(["--metrics", "127.0.0.1:29464"], {"tollgate_metrics": "127.0.0.1:29464"}, True, id="metrics"),
+        pytest.param(["--traces", "http://c:4318/v1/traces"], {"tollgate_traces": "http://c:4318/v1/traces"}, True,
+                     id="traces"),
+        pytest.param(["--owner-claim", "owner"], {"tollgate_owner_claim": "owner"}, False, id="owners"),
+    ],
+)  # fmt: skip
+def test_what_is_measured_and_revoked(plan, arguments, wanted, measures):
+    made = plan(*arguments)
+    assert wanted.items() <= settings(made).items()
+    scripts = [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
+    assert (scripts[-1] == "metrics.py") is measures  # last: nobody stands behind it
+    assert "metrics" not in settings(made)["tollgate_stack"]
+
+
+def test_owners_who_have_left(plan, tmp_path):
+    file = tmp_path / "departed"
+    file.write_text("alice\n")
+    made = plan("--owner-claim", "owner", "--departed-owners", str(file))
+    assert settings(made)["tollgate_departed_owners"] == str(file)
+    for content, arguments, says in (
+        ("alice", ["--departed-owners", str(file)], "needs --owner-claim"),
+        ("a\0b", ["--owner-claim", "o", "--departed-owners", str(file)], "--departed-owners: .*line 1"),
+        ("alice", ["--owner-claim", "o", "--departed-owners", str(file) + "x"], "--departed-owners: "),
+    ):
+        file.write_text(content)
+        with pytest.raises(serve.UsageError, match=says):
+            plan(*arguments)
+    file.chmod(0o666)
+    with pytest.raises(serve.UsageError, match="--departed-owners"):
+        plan("--owner-claim", "o", "--departed-owners", str(file))
+
+
+def test_the_port_of_metrics_is_an_address(plan):
+    with pytest.raises(serve.UsageError, match="--metrics"):
+        plan("--metrics", "9464")

@@ -11,17 +11,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from addons.core import admission, approvals, classify, digests, holding, status
-from addons.core.approvals import Decider, Item, Phase, Preview
+from addons.core.approvals import Decider, Item, Phase, Preview, Requester
 from addons.core.model import Action, Hold, Identity, Verdict
+from addons.core.revocations import Revocation, Target
 from addons.core.tokens import TokenError
 from addons.net import book as books
 from addons.net import desk as desks
 from addons.net import objects, store
-from addons.net.book import APPROVALS, GRANTS, Book
+from addons.net.book import APPROVALS, GRANTS, REVOCATIONS, Book
 from addons.net.desk import Case, Desk
 from addons.net.issuers import IssuerError
 from addons.net.previews import Checked, Seen
 from addons.net.store import SqliteStore, StoreError
+from tests import records
 from tests.records import AGENT, NOW, ONCALL, OTHER_AGENT, hold, person
 
 JSON = "application/json"
@@ -1291,3 +1293,84 @@ async def test_a_question_does_not_queue_for_ever_behind_others_of_its_requester
     held = office.ask()
     assert await held.cause() == (503, "approval-unavailable")
     assert not office.told
+
+
+# ----- revocations -----
+
+STOPPED = status.Refusal(403, "revoked", "tollgate: your access is stopped here")
+
+
+async def revoke(office, **target):
+    entry = Revocation("rev-1", "u", Target(**target), Requester("operator:x"), office.clock())
+    await office.book.add(REVOCATIONS, entry)
+
+
+async def test_a_held_request_of_who_is_revoked_is_answered(office):
+    why = []
+    sender = Sender()
+    case = replace(office.case(sender=sender), ended=lambda: why[0] if why else None)
+    held = office.send(case, sender)
+    name = await held.waits()
+    why.append(STOPPED)
+    await office.book.step(APPROVALS, name, lambda kept: replace(kept, message="wake up"))
+    assert await held.cause() == (403, "revoked")
+    record = office.record(name)
+    assert (record.phase, record.waiting) == (Phase.PENDING, False)
+
+
+async def test_revoked_in_the_moment_in_which_it_was_spent(office):
+    name = await office.approved()
+    looks = []
+
+    def ended():
+        looks.append(1)
+        return STOPPED
+
+    sender = Sender()
+    held = office.send(replace(office.case(sender=sender), ended=ended), sender)
+    assert await held.cause() == (403, "revoked")
+    assert looks
+    record = office.record(name)
+    assert (record.phase, record.items[0].used) == (Phase.APPROVED, False)  # given back
+
+
+async def test_the_sentence_is_the_revocations(office):
+    sender = Sender()
+    await office.approved()
+    sender.identity = TokenError("revoked", "x")
+    held = office.send(replace(office.case(sender=sender), ended=lambda: STOPPED), sender)
+    assert await held.cause() == (403, "revoked")
+
+
+@pytest.mark.parametrize(
+    ("target", "counts"),
+    [
+        pytest.param({"user": "alice"}, False, id="the approver"),
+        pytest.param({"user": "alice", "token_id": "another"}, True, id="another token of hers"),
+        pytest.param({"issued_before": NOW + 1000}, False, id="all tokens of that time"),
+        pytest.param({"user": "bob"}, True, id="somebody else"),
+        pytest.param({"agents": True}, True, id="agents, who decide nothing"),
+    ],
+)
+async def test_the_yes_of_who_is_revoked_counts_no_more(office, target, counts):
+    name = await office.approved()
+    await revoke(office, **target)
+    held = office.ask()
+    outcome = await held.outcome()
+    if counts:
+        assert (outcome.refusal, outcome.by) == (None, name)
+        return
+    assert outcome.refusal.cause == "approval-void"
+    assert "rev-1" in outcome.refusal.message
+    assert office.record(name).phase is Phase.VOID
+
+
+async def test_grants_of_who_is_revoked_open_nothing(office):
+    source = records.access_request()
+    grant = records.grant(source)
+    await office.book.add(GRANTS, grant)
+    assert list(office.book.grants(grant.requester.key)) == [grant]
+    assert not office.desk.ended([grant])
+    await revoke(office, user=grant.approvers[0])
+    assert list(office.book.grants(grant.requester.key)) == []
+    assert office.desk.ended([grant])

@@ -9,7 +9,7 @@ from addons.core import approvals
 from addons.core.approvals import KEPT, Access, Asked, Grant, Item, Phase, Record, Requester
 from addons.core.model import Approval, Hold
 from addons.net import codec, mirror
-from addons.net.mirror import APPROVALS, GRANTS, KINDS, REQUESTS, Change, Mirror
+from addons.net.mirror import APPROVALS, GRANTS, KINDS, REQUESTS, REVOCATIONS, Change, Mirror
 from addons.net.store import Stored
 
 NOW = 1_800_000_000.0
@@ -284,4 +284,4 @@ def test_what_goes_first():
 
 
 def test_kinds():
-    assert set(KINDS) == {APPROVALS, REQUESTS, GRANTS}
+    assert set(KINDS) == {APPROVALS, REQUESTS, GRANTS, REVOCATIONS}

@@ -16,7 +16,7 @@ from addons.core.approvals import Phase
 from addons.core.model import Identity
 from addons.core.virtualapi import Viewer
 from addons.net import virtualserver
-from addons.net.book import APPROVALS, GRANTS, REQUESTS, Book, Change, Gone
+from addons.net.book import APPROVALS, GRANTS, REQUESTS, REVOCATIONS, Book, Change, Gone
 from addons.net.store import SqliteStore
 from addons.net.virtualserver import TICKET_HEADER, VirtualServer
 from addons.net.virtualsight import TURN, Sight
@@ -854,3 +854,96 @@ async def test_start_and_stop():
     assert server.port == 0
     await book.stop()
     store.close()
+
+
+# ----- revocations -----
+
+SWITCH = {"apiVersion": "tollgate.dev/v1alpha1", "kind": "Revocation", "metadata": {"generateName": "now-"},
+          "spec": {"user": "eve", "reason": "because", "duration": "1h"}}  # fmt: skip
+
+
+def lifter(**more):
+    who = Identity("ann", audiences=(approvals.AUDIENCE,), auth_time=NOW - 5)
+    return Viewer(who, **{"agent": False, **more})
+
+
+async def test_a_revocation_is_made_seen_and_lifted(desk):
+    code, made = await desk.ask(lifter(), "POST", "revocations", SWITCH)
+    assert code == 201
+    name = made["metadata"]["name"]
+    assert name.startswith("now-")
+    assert (made["status"]["phase"], made["status"]["by"], made["status"]["via"]) == ("InForce", "ann", "api")
+    assert made["spec"]["expires"]
+    # It is in the store, where whoever authenticates looks.
+    stored = desk.book.get(REVOCATIONS, name)
+    assert stored.entry.target.user == "eve"
+    code, table = await desk.ask(STRANGER, "GET", "revocations", accept=TABLE)
+    assert table["rows"][0]["cells"][:4] == [name, "InForce", "user eve", "ann"]
+    code, content = await desk.ask(lifter(), "DELETE", f"revocations/{name}")
+    assert (code, content["status"]) == (200, "Success")
+    _, gone = await desk.ask(lifter(), "GET", f"revocations/{name}")
+    assert (gone["status"]["phase"], gone["status"]["liftedBy"]) == ("Lifted", "ann")
+
+
+@pytest.mark.parametrize(
+    ("viewer", "spec", "code"),
+    [
+        pytest.param(agent(), SWITCH["spec"], 403, id="an agent"),
+        pytest.param(lifter(), {}, 422, id="nobody"),
+        pytest.param(lifter(), {"userr": "eve"}, 400, id="misspelled"),
+    ],
+)
+async def test_no_revocation_is_made(desk, viewer, spec, code):
+    got, content = await desk.ask(viewer, "POST", "revocations", {**SWITCH, "spec": spec})
+    assert (got, content["kind"]) == (code, "Status")
+    assert not desk.book.all(REVOCATIONS)
+
+
+async def test_a_dry_run_revokes_nobody_and_a_name_is_good_once(desk):
+    named = {**SWITCH, "metadata": {"name": "stop"}}
+    code, _ = await desk.ask(lifter(), "POST", f"{BASE}/revocations?dryRun=All", named)
+    assert (code, len(desk.book.all(REVOCATIONS))) == (201, 0)
+    assert (await desk.ask(lifter(), "POST", "revocations", named))[0] == 201
+    for target in ("revocations", "revocations?dryRun=All"):
+        code, content = await desk.ask(lifter(), "POST", f"{BASE}/{target}", named)
+        assert (code, content["reason"]) == (409, "AlreadyExists")
+
+
+async def test_agents_see_no_revocations_and_nobody_lifts_with_an_everyday_token(desk):
+    _, made = await desk.ask(lifter(), "POST", "revocations", SWITCH)
+    target = f"revocations/{made['metadata']['name']}"
+    assert (await desk.ask(agent(), "GET", target))[0] == 404
+    assert (await desk.ask(agent(), "DELETE", target))[0] == 404
+    everyday = replace(lifter(), identity=replace(lifter().identity, audiences=("tollgate",)))
+    code, content = await desk.ask(everyday, "DELETE", target)
+    assert code == 403
+    assert approvals.AUDIENCE in content["message"]
+    assert desk.book.get(REVOCATIONS, made["metadata"]["name"]).entry.in_force(NOW)
+
+
+async def test_a_watch_tells_of_its_end(desk):
+    async with desk.watch(STRANGER, "revocations?watch=1") as event:
+        await desk.ask(lifter(), "POST", "revocations", {**SWITCH, "spec": {"user": "eve", "duration": "1s"}})
+        kind, content = await event()
+        assert (kind, content["status"]["phase"]) == ("ADDED", "InForce")
+        desk.clock.now = NOW + 1
+        await desk.ask(lifter(), "POST", "revocations", SWITCH)
+        found = {(await event())[1]["status"]["phase"] for _ in range(2)}
+        assert found == {"Expired", "InForce"}
+
+
+async def test_the_switch_can_be_thrown_when_the_book_is_full(desk, monkeypatch):
+    monkeypatch.setattr("addons.net.book.MAX_ENTRIES", -1000)
+    assert (await desk.ask(lifter(), "POST", "revocations", SWITCH))[0] == 201
+
+
+async def test_in_memory_nobody_can_be_revoked(desk):
+    server = VirtualServer(desk.book, desk.clock, revokes=False)
+    await server.start()
+    try:
+        other = Desk(desk.book, server, desk.clock, desk.client)
+        code, content = await other.ask(lifter(), "POST", "revocations", SWITCH)
+    finally:
+        await server.stop()
+    assert code == 503
+    assert "tollgate_state" in content["message"]

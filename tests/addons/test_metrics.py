@@ -1,0 +1,169 @@
+"""Metrics as an addon: what one exchange adds to the numbers, and that nothing of it decides."""
+
+import asyncio
+import json
+
+import aiohttp
+import pytest
+from mitmproxy import http
+from mitmproxy.exceptions import OptionsError
+from mitmproxy.test import taddons, tflow
+
+from addons import metrics as addon_module
+from addons.core import facts
+from addons.core.model import Action, Impact, Operation, RequestInfo, Verdict
+from addons.mitm import answers, meters
+from addons.net.tracing import TracingError
+from tests.addons.net.test_metering import shown
+
+
+@pytest.fixture
+def addon():
+    made = addon_module.Metrics()
+    with taddons.context(made) as context:
+        context.master.should_exit = asyncio.Event()
+        yield made
+        meters.leave(made.note)
+        facts.time_stamps(None)
+
+
+def exchange(released=True, code=200, by="", **known_facts):
+    flow = tflow.tflow()
+    facts.forget(flow)
+    known = facts.of(flow)
+    known.refusal = answers.response(addon_module.answers.status.Refusal(503, "not-judged", "no"))
+    info = RequestInfo("delete", "/api/v1/pods", True, resource="pods")
+    known.operation = Operation(info, "DELETE", frozenset({Impact.DELETE}))
+    known.verdict = Verdict(Action.ALLOW, "reads", "agents")
+    known.released, known.answered_by = released, by
+    for key, value in known_facts.items():
+        setattr(known, key, value)
+    flow.response = http.Response.make(code, b"", {"Tollgate-Reason": "some-cause"} if not released else {})
+    return flow
+
+
+def counted(addon, name):
+    return {key[1:]: value for key, value in shown(addon.meters).items() if key[0] == name}
+
+
+@pytest.mark.parametrize(
+    ("known", "verdict"),
+    [
+        pytest.param({}, "allowed", id="allowed"),
+        pytest.param({"approval": "apr-1"}, "approved", id="approved"),
+        pytest.param({"released": False, "code": 403, "by": "tollgate_block"}, "denied", id="denied"),
+    ],
+)
+def test_an_exchange_counts_once(addon, known, verdict):
+    flow = exchange(**known)
+    addon.requestheaders(flow)
+    addon.responseheaders(flow)
+    addon.response(flow)
+    addon.error(flow)
+    labels = (("impact", "delete"), ("rule", "agents/reads"), ("verdict", verdict))
+    assert counted(addon, "tollgate_requests_total") == {labels: 1}
+    assert bool(counted(addon, "tollgate_refusals_total")) is (verdict == "denied")
+    assert bool(counted(addon, "tollgate_upstream_responses_total")) is (verdict != "denied")
+
+
+def test_what_nobody_judged(addon):
+    flow = exchange(released=False)
+    flow.response = facts.of(flow).refusal
+    addon.responseheaders(flow)
+    ((labels, _),) = counted(addon, "tollgate_requests_total").items()
+    assert ("verdict", "not-judged") in labels
+
+
+def test_times_come_from_the_stamps(addon):
+    flow = exchange()
+    known = facts.of(flow)
+    assert isinstance(known.passed, facts.Stamps)
+    for name, hook in (("guard", "request"), ("block", "request"), ("upstream", "request")):
+        known.passed.add((f"tollgate_{name}", hook))
+    addon.response(flow)
+    assert counted(addon, "tollgate_phase_seconds_count") == {(("phase", "block"),): 1, (("phase", "upstream"),): 1}
+    assert counted(addon, "tollgate_added_seconds_count") == {(): 1}
+
+
+def test_what_the_api_server_did_not_finish(addon):
+    addon.error(exchange())
+    assert list(counted(addon, "tollgate_upstream_errors_total").values()) == [1]
+
+
+async def test_readiness_asks_every_addon(addon):
+    class Other:
+        name = "tollgate_other"
+        answer = False
+
+        def ready(self):
+            return self.answer
+
+        def detail(self):
+            return "no keys yet"
+
+    other = Other()
+    addon_module.ctx.master.addons.add(other)
+    found = addon.readiness()
+    assert not found["ready"]
+    assert found["parts"]["other"] == {"ready": False, "detail": "no keys yet"}
+    other.answer = True
+    assert addon.readiness()["parts"]["other"]["ready"]
+    addon_module.ctx.master.should_exit.set()
+    assert addon.readiness()["parts"]["listener"] == {"ready": False, "detail": "the gateway is going down"}
+
+
+async def test_the_port_opens_and_closes(addon):
+    addon.address = ("127.0.0.1", 0)
+    meters.offer("x", lambda: [("holds_waiting", (), 4)])
+    try:
+        await addon.start()
+        port = addon.observatory._runner.addresses[0][1]
+        async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert "tollgate_holds_waiting 4.0" in await answer.text()
+    finally:
+        meters.withdraw("x", dict(meters.sources())["x"])
+        await addon.end()
+    await addon.end()
+
+
+@pytest.mark.parametrize("text", ["9464", ":9464", "host:", "host:99999", "host:http"])
+def test_no_address(text):
+    with pytest.raises(OptionsError, match="HOST:PORT"):
+        addon_module.address(text)
+
+
+def test_addresses():
+    assert addon_module.address("") is None
+    assert addon_module.address("[::1]:9464") == ("::1", 9464)
+
+
+def test_traces_to_nowhere(addon, monkeypatch):
+    def broken(endpoint):
+        raise TracingError("no")
+
+    monkeypatch.setattr(addon_module.tracing, "Tracer", broken)
+    with pytest.raises(OptionsError, match="tollgate_traces: no"):
+        addon_module.ctx.options.update(tollgate_traces="x")
+
+
+def test_a_span_has_the_clients_parent(addon):
+    sent = []
+
+    class Tracer:
+        def span(self, *said):
+            sent.append(said)
+
+        def stop(self):
+            pass
+
+    addon.tracer = Tracer()
+    flow = exchange()
+    flow.request.headers["traceparent"] = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    addon.requestheaders(flow)
+    del flow.request.headers["traceparent"]  # upstream has built the request anew
+    addon.response(flow)
+    addon.response(flow)
+    ((name, parent, began, ended, said),) = sent
+    assert (name, parent.span_id) == ("delete pods", 0xB7AD6B7169203331)
+    assert began <= ended
+    assert json.dumps(said)
