@@ -1,11 +1,11 @@
 from mitmproxy import ctx
 import gc
-from addons.mitm import dispatch, inlining
+from addons.mitm import dispatch, inlining, trimming
 class Engine:
     name = "tollgate_engine"
     def load(self, loader):
         import logging
-        for m in (dispatch, inlining):
+        for m in (dispatch, inlining, trimming):
             r = m.install()
             if r: logging.getLogger(__name__).warning("engine: %s", r)
         for n in "browser blocklist anticache anticomp comment cut disableh2c export onboarding proxyauth serverplayback mapremote maplocal modifybody modifyheaders stickyauth stickycookie save savehar upstreamauth dumper keepserving readfilestdin".split():

@@ -6,8 +6,7 @@ system calls, for each of the eight hooks of a request. And it writes to the soc
 head, body, end. Here a hook that ends without waiting is answered within the same event, in the order in which
 mitmproxy would have answered it, and the pieces are joined.
 
-A hook that waits becomes a task as ever. So does one that ends while others queue for the lock (a cut from outside,
-an injected frame): they were first.
+A hook that waits becomes a task as ever.
 """
 
 import asyncio
@@ -41,30 +40,41 @@ _server_event: Callable[[ConnectionHandler, events.Event], Coroutine[Any, Any, N
 
 
 async def server_event(self: ConnectionHandler, event: events.Event) -> None:
-    if not isinstance(self, ProxyConnectionHandler):
-        await _server_event(self, event)  # a replay; hooks of those go another way
+    if type(self) is not ProxyConnectionHandler:
+        await _server_event(self, event)  # a replay; its hooks go another way
         return
-    lock = self._server_event_lock
-    async with lock:
-        # No `await` beyond this point.
+    turn: _Turn | None = self.__dict__.get("tollgate_turn")
+    if turn is None:
+        # No `await` in there: so it is over before anybody else comes, but for tasks that it starts itself.
         _Turn(self).handle(event)
+    else:
+        await turn.queue(event)
 
 
 class _Turn:
-    """What one event from outside brings about."""
+    """What one event from outside brings about, to the end."""
 
-    __slots__ = ("handler", "pending", "unsent")
+    __slots__ = ("handler", "over", "pending", "unsent")
 
     def __init__(self, handler: ProxyConnectionHandler) -> None:
         self.handler = handler
         self.pending: list[events.Event] = []
         self.unsent: dict[Connection, list[bytes]] = {}
+        self.over: asyncio.Future[None] | None = None  # for whoever waits for it
+
+    def queue(self, event: events.Event) -> asyncio.Future[None]:
+        self.pending.append(event)
+        if self.over is None:
+            self.over = asyncio.get_running_loop().create_future()
+        return self.over
 
     def handle(self, event: events.Event) -> None:
         handler = self.handler
-        pending = self.pending = [event]
+        pending = self.pending
+        pending.append(event)
+        handler.__dict__["tollgate_turn"] = self
         try:
-            for each in pending:  # which grows
+            for each in pending:  # which grows meanwhile
                 handler.timeout_watchdog.register_activity()
                 try:
                     for command in handler.layer.handle_event(each):
@@ -72,7 +82,10 @@ class _Turn:
                 except Exception:  # noqa: BLE001 (as in mitmproxy)
                     handler.log("mitmproxy has crashed!", logging.ERROR, exc_info=True)
         finally:
+            del handler.__dict__["tollgate_turn"]
             self.send()
+            if self.over is not None and not self.over.done():
+                self.over.set_result(None)
 
     def carry_out(self, command: commands.Command) -> None:
         handler = self.handler
@@ -119,17 +132,13 @@ class _Turn:
 
     def start(self, hook: commands.StartHook) -> None:
         handler = self.handler
-        if handler._server_event_lock._waiters:  # type: ignore[attr-defined]  # asyncio has no question for it
-            work = handler.hook_task(hook)
-        else:
-            rest = self.run(hook)
-            if rest is None:
-                if hook.blocking:
-                    self.pending.append(events.HookCompleted(hook))
-                return
-            work = _finish(handler, hook, rest)
+        rest = self.run(hook)
+        if rest is None:
+            if hook.blocking:
+                self.pending.append(events.HookCompleted(hook))
+            return
         asyncio_utils.create_task(
-            work, name=f"handle_hook({hook.name})", keep_ref=True, client=handler.client.peername
+            _finish(handler, hook, rest), name=f"handle_hook({hook.name})", keep_ref=True, client=handler.client.peername
         )
 
     def run(self, hook: commands.StartHook) -> Coroutine[Any, Any, None] | None:
@@ -140,9 +149,19 @@ class _Turn:
             rest = dispatch.begin_lifecycle(handler.master.addons, hook)
         except BaseException as e:  # noqa: BLE001 (it ends the hook's task, not the connection's)
             return _raise(e)
-        if isinstance(data, flow.Flow) and data.intercepted:
+        if _is_flow(data) and data.intercepted:
             return _resumed(rest, data)
         return rest
+
+
+_flows: dict[type, bool] = {}  # isinstance asks an abstract class, which is slow
+
+
+def _is_flow(data: object) -> bool:
+    known = _flows.get(type(data))
+    if known is None:
+        known = _flows[type(data)] = isinstance(data, flow.Flow)
+    return known
 
 
 async def _raise(error: BaseException) -> None:
@@ -161,10 +180,10 @@ async def _finish(
     with handler.timeout_watchdog.disarm():
         await rest
         (data,) = hook.args()
-        if isinstance(data, flow.Flow):
+        if _is_flow(data):
             await data.wait_for_resume()
     if hook.blocking:
-        await handler.server_event(events.HookCompleted(hook))
+        await server_event(handler, events.HookCompleted(hook))
 
 
 def install() -> str:
