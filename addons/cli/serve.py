@@ -102,7 +102,7 @@ def parser(command: str) -> argparse.ArgumentParser:
         "--forward-extra", "", "keys of the identity's extra to impersonate as well, comma-separated", metavar="KEYS"
     )
     option("--only", "", f"a shorter stack: only these of {', '.join(stack.ORDER)}", metavar="A,B")
-    option("--without", "", "a shorter stack: all but these", metavar="A")
+    option("--without", "", f"a shorter stack: all but these; also {', '.join(stack.AIDS)}", metavar="A")
     switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
     switch("--allow-spdy", "let exec, attach and port-forward through as SPDY, which cannot be judged frame by frame")
     switch("--print", "print the mitmproxy command line instead of running it")
@@ -205,7 +205,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"{name}={value}"]
     for key in filter(None, args.forward_extra.split(",")):
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
-    for addon in ("guard", *chosen.addons):
+    for addon in ("guard", *chosen.addons, *stack.aids(args.without)):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
         check_free(host, port, "--listen")

@@ -24,8 +24,6 @@ from typing import Any, NamedTuple
 from mitmproxy import addonmanager, exceptions, flow, hooks
 from mitmproxy.addonmanager import AddonManager
 
-from addons.mitm import originals
-
 logger = logging.getLogger("mitmproxy.addonmanager")  # errors of addons are said where mitmproxy says them
 
 Rest = Coroutine[Any, Any, None]  # what is left of an event whose hook has to be awaited
@@ -116,7 +114,7 @@ def _hook(addon: Any, name: str) -> Callable[..., Any] | None:
         return None
     if not callable(hook):
         raise exceptions.AddonManagerError(f"Addon handler {name} ({addon}) not callable")
-    return hook  # type: ignore[no-any-return]  # an addon may be anything
+    return hook
 
 
 def _arguments(event: hooks.Hook) -> list[Any]:
@@ -234,7 +232,7 @@ def _from(children: Any, index: int) -> Iterator[Any]:
     """The iterator that a walk has now which is at this index of the list, which may still change."""
     iterator = iter(children)
     iterator.__setstate__(index)
-    return iterator  # type: ignore[no-any-return]
+    return iterator
 
 
 def begin_lifecycle(manager: AddonManager, event: hooks.Hook) -> Rest | None:
@@ -314,22 +312,17 @@ _OURS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def install() -> str:
-    """Replace them, if they are what they were written for; returns why not, or ""."""
-    if installed():
-        return ""
-    reason = originals.differ(EXPECTED)
-    if not reason:
-        for name, ours in _OURS.items():
-            setattr(AddonManager, name, ours)
-    return reason
+def install() -> None:
+    """Once it is known that they are what these were written for (EXPECTED)."""
+    for name, ours in _OURS.items():
+        setattr(AddonManager, name, ours)
 
 
 def uninstall() -> None:
-    """Back to mitmproxy's own."""
+    """Back to mitmproxy's own; for tests."""
     for name, original in _ORIGINAL.items():
         setattr(AddonManager, name, original)
 
 
 def installed() -> bool:
-    return AddonManager.trigger_event is trigger_event  # type: ignore[comparison-overlap]
+    return AddonManager.trigger_event is trigger_event

@@ -16,12 +16,12 @@ from typing import Any
 
 from mitmproxy import flow
 from mitmproxy.connection import Connection
-from mitmproxy.proxy import commands, events, mode_servers, server
+from mitmproxy.proxy import commands, events, server
 from mitmproxy.proxy.mode_servers import ProxyConnectionHandler
 from mitmproxy.proxy.server import ConnectionHandler, TimeoutWatchdog
 from mitmproxy.utils import asyncio_utils
 
-from addons.mitm import dispatch, originals
+from addons.mitm import dispatch
 
 EXPECTED: Mapping[Callable[..., Any], str] = {
     ConnectionHandler.server_event: "a2b42657ebe8bf6d",
@@ -92,14 +92,16 @@ class _Turn:
         if isinstance(command, commands.SendData):
             io = handler.transports.get(command.connection)
             if io is not None:  # else it has been closed
-                assert io.writer
+                if io.writer is None:
+                    raise RuntimeError(f"nothing can be sent yet: {command}")
                 self.unsent.setdefault(command.connection, []).append(command.data)
         elif isinstance(command, commands.StartHook):
             self.start(command)
         elif isinstance(command, commands.Log):
             handler.log(command.message, command.level)
         elif isinstance(command, commands.OpenConnection):
-            assert command.connection not in handler.transports
+            if command.connection in handler.transports:
+                raise RuntimeError(f"opened already: {command}")
             task = asyncio_utils.create_task(
                 handler.open_connection(command),
                 name=f"server connection handler {command.connection.address}",
@@ -138,7 +140,10 @@ class _Turn:
                 self.pending.append(events.HookCompleted(hook))
             return
         asyncio_utils.create_task(
-            _finish(handler, hook, rest), name=f"handle_hook({hook.name})", keep_ref=True, client=handler.client.peername
+            _finish(handler, hook, rest),
+            name=f"handle_hook({hook.name})",
+            keep_ref=True,
+            client=handler.client.peername,
         )
 
     def run(self, hook: commands.StartHook) -> Coroutine[Any, Any, None] | None:
@@ -174,9 +179,7 @@ async def _resumed(rest: Coroutine[Any, Any, None] | None, data: flow.Flow) -> N
     await data.wait_for_resume()
 
 
-async def _finish(
-    handler: ProxyConnectionHandler, hook: commands.StartHook, rest: Coroutine[Any, Any, None]
-) -> None:
+async def _finish(handler: ProxyConnectionHandler, hook: commands.StartHook, rest: Coroutine[Any, Any, None]) -> None:
     with handler.timeout_watchdog.disarm():
         await rest
         (data,) = hook.args()
@@ -186,20 +189,11 @@ async def _finish(
         await server_event(handler, events.HookCompleted(hook))
 
 
-def install() -> str:
-    """Replace it, if it is what this was written for; returns why not, or ""."""
-    if installed():
-        return ""
-    reason = originals.differ(EXPECTED)
-    if not reason:
-        ConnectionHandler.server_event = server_event
-    return reason
+def install() -> None:
+    """Once it is known that it is what this was written for (EXPECTED), and the table of dispatch.py is in use."""
+    ConnectionHandler.server_event = server_event
 
 
 def uninstall() -> None:
-    """Back to mitmproxy's own."""
-    ConnectionHandler.server_event = _server_event
-
-
-def installed() -> bool:
-    return ConnectionHandler.server_event is server_event
+    """Back to mitmproxy's own; for tests."""
+    ConnectionHandler.server_event = _server_event  # type: ignore[assignment]  # bound and unbound

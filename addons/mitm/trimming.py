@@ -15,8 +15,6 @@ from mitmproxy import connection, http, log
 from mitmproxy.coretypes import multidict
 from mitmproxy.utils import asyncio_utils, strutils, typecheck
 
-from addons.mitm import originals
-
 EXPECTED: Mapping[Callable[..., Any], str] = {
     http.MessageData.__post_init__: "f65088e210cd9cc1",
     typecheck.check_option_type: "b60e47c7091fa795",
@@ -88,7 +86,7 @@ def _find(self: http.Headers, key: str | bytes) -> str | None:
 
 def headers_getitem(self: http.Headers, key: str | bytes) -> str:
     if not isinstance(key, str | bytes):
-        return _headers_getitem(self, key)  # type: ignore[no-any-return]  # it raises
+        return _headers_getitem(self, key)
     found = _find(self, key)
     if found is None:
         raise KeyError(key)
@@ -131,27 +129,20 @@ _PATCHES: tuple[tuple[type, str, Any], ...] = (
 _before: list[tuple[type, str, Any]] = []
 
 
-def install() -> str:
-    """Replace them, if they are what these were written for; returns why not, or ""."""
-    if installed():
-        return ""
-    reason = originals.differ(EXPECTED)
-    if not reason:
-        for owner, name, ours in _PATCHES:
-            _before.append((owner, name, owner.__dict__.get(name, _MISSING)))
-            setattr(owner, name, ours)
-    return reason
+def install() -> None:
+    """Once it is known that they are what these were written for (EXPECTED)."""
+    if _before:
+        return
+    for owner, name, ours in _PATCHES:
+        _before.append((owner, name, owner.__dict__.get(name, _MISSING)))
+        setattr(owner, name, ours)
 
 
 def uninstall() -> None:
-    """Back to mitmproxy's own."""
+    """Back to mitmproxy's own; for tests."""
     while _before:
         owner, name, was = _before.pop()
         if was is _MISSING:
             delattr(owner, name)
         else:
             setattr(owner, name, was)
-
-
-def installed() -> bool:
-    return bool(_before)
