@@ -35,13 +35,14 @@ class Engine:
         else:
             for part in PARTS:
                 part.install()
-        unused.remove(ctx.master)
 
     def configure(self, updated: set[str]) -> None:
         if found := unused.missed(ctx.master):
             raise exceptions.OptionsError("; ".join(found))
 
     def running(self) -> None:
+        # Not in `load`: whoever is being added while the manager's chain is replaced is lost from it.
+        unused.remove(ctx.master)
         if self.settling is None:
             self.settling = asyncio.get_running_loop().call_later(SETTLED, collector.settle)
 

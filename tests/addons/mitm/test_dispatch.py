@@ -128,7 +128,7 @@ async def run(ours: bool, addons: list[Addon], events: list[tuple[str, str]]) ->
                         stage.manager.trigger(event)
                     else:
                         await getattr(stage.manager, way)(event)
-                except Exception as e:
+                except Exception as e:  # noqa: BLE001 (whatever it is, both must raise it)
                     stage.said.append(repr(e))
         finally:
             logging.getLogger("mitmproxy.addonmanager").removeHandler(catch)
@@ -302,6 +302,63 @@ async def test_hooks_that_configure_adds_are_met():
         tctx.options.update(anything=True)
         await tctx.master.addons.trigger_event(HttpRequestHook(tflow.tflow()))
         assert len(calls) == 1
+
+
+def at_once(manager):
+    """As an eager task does it, to the first wait: there is none."""
+    with pytest.raises(StopIteration):
+        manager.trigger_event(HttpRequestHook(tflow.tflow())).send(None)
+
+
+class Triggers:
+    """Asks everybody while it comes, goes and is configured."""
+
+    def __init__(self, manager, when):
+        self.manager, self.when, self.calls = manager, when, []
+
+    def ask(self, when):
+        if when == self.when:
+            at_once(self.manager)
+
+    def load(self, loader):
+        self.ask("load")
+
+    def done(self):
+        self.ask("done")
+
+    def configure(self, updated):
+        self.ask("configure")
+        self.request = lambda flow: self.calls.append(flow)
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        pytest.param("load", [0, 0, 1, 1], id="not there yet"),
+        pytest.param("configure", [0, 0, 1, 1], id="without the hook yet"),
+        pytest.param("done", [0, 0, 1, 1], id="gone already"),
+    ],
+)
+@pytest.mark.parametrize("ours", [False, True], ids=["mitmproxy", "ours"])
+async def test_events_in_the_middle_of_a_change(ours, when, expected):
+    if ours:
+        dispatch.install()
+    with taddons.context(loadcore=False) as tctx:
+        manager, seen = tctx.master.addons, []
+
+        def ask():
+            at_once(manager)
+            seen.append(len(addon.calls))
+
+        addon = Triggers(manager, when)
+        ask()
+        manager.add(addon)
+        ask()
+        manager.invoke_addon_sync(addon, hooks.ConfigureHook(set()))
+        ask()
+        manager.remove(addon)
+        ask()
+    assert seen == expected
 
 
 async def test_a_script_that_is_loaded_again_is_met_in_its_new_form(tmp_path):
