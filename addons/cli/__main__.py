@@ -16,6 +16,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   policy       check, test and explain policies: ./run.sh policy --help
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
+  bench        measure it against a bare mitmdump, with a table and a picture
 
 Each command has --help. Start with: ./run.sh demo
 """
