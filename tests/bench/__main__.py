@@ -244,7 +244,7 @@ def bench(args: argparse.Namespace, wanted: Sequence[str], scenarios: Sequence[S
                 took = commands(cluster, folder, running, args.rounds)
                 watches: dict[str, Any] = {}
                 for way in running:
-                    if args.watches and way.name in ("mitmdump", "tollgate"):
+                    if args.watches and way.name in ("tollgate", "peer"):  # mitmdump alone waits for their end
                         tell(f"{args.watches} open watches through {way.name}")
                         watches[way.name] = watched(load, way, args.watches, args.seconds)
     finish(out, samples, where, took, watches)

@@ -29,6 +29,7 @@ import (
 const (
 	requestLimit = 30 * time.Second // a request that takes longer is a failure
 	dialLimit    = 10 * time.Second
+	openLimit    = 60 * time.Second // for all held streams to open
 )
 
 // One request that ended: when, and how long it took.
@@ -250,7 +251,13 @@ func (l *load) hold(connections int) error {
 			})
 		}
 	}
-	ready.Wait()
+	everybody := make(chan struct{})
+	go func() { ready.Wait(); close(everybody) }()
+	select {
+	case <-everybody:
+	case <-time.After(openLimit):
+		l.failed(fmt.Errorf("not all streams were open after %v", openLimit))
+	}
 	out := map[string]any{"opened": opened.Load(), "failures": l.failures.Load()}
 	if text := l.failure.Load(); text != nil {
 		out["failure"] = *text
