@@ -4,7 +4,8 @@ mitmproxy's own addons that a bastion never uses.
 Each looks at every request or answer, or reads and writes files and starts programs, to do nothing here: the guard
 refuses the options that would make it do something (addons/mitm/options.py), or the launcher turns it off. One whose
 option is set otherwise stays. What stays anyway: the core, its servers and layers, TLS, scripts, the log, `block`
-(which closes connections from public addresses) and `update_alt_svc` (which keeps clients here); and all of mitmweb's.
+(which closes connections from public addresses), `disable_h2c` (which closes those that begin with the preface of
+HTTP/2) and `update_alt_svc` (which keeps clients here); and all of mitmweb's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ UNUSED: Mapping[str, Unused] = {
     "blocklist": Unused("answers what its filters match", {"block_list": []}),
     "anticache": Unused("drops headers of requests", {"anticache": False}),
     "anticomp": Unused("rewrites a header of requests", {"anticomp": False}),
-    "disableh2c": Unused("takes an upgrade away that the guard refuses", {}),
     "onboarding": Unused("serves pages and mitmproxy's CA to clients", {"onboarding": False}),
     "proxyauth": Unused("asks for credentials of another kind", {"proxyauth": None}),
     "serverplayback": Unused("answers from recordings", {"server_replay": []}),

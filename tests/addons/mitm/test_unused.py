@@ -25,7 +25,17 @@ async def test_all_of_them_are_there_and_go(master):
     assert unused.missed(master) == []
 
 
-STAY = ["core", "proxyserver", "tlsconfig", "nextlayer", "scriptloader", "block", "updatealtsvc", "clientplayback"]
+STAY = [
+    "core",
+    "proxyserver",
+    "tlsconfig",
+    "nextlayer",
+    "scriptloader",
+    "block",
+    "updatealtsvc",
+    "disableh2c",
+    "clientplayback",
+]
 
 
 async def test_what_the_gateway_runs_on_stays(master):
