@@ -5,6 +5,7 @@ Each falls back to mitmproxy's own for whatever is not the usual case, its error
 """
 
 import logging
+import time
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +14,10 @@ from typing import Any
 
 from mitmproxy import connection, http, log
 from mitmproxy.coretypes import multidict
-from mitmproxy.utils import asyncio_utils, strutils, typecheck
+from mitmproxy.proxy import commands, layer
+from mitmproxy.proxy.layers import tls
+from mitmproxy.utils import strutils, typecheck
+from OpenSSL import SSL
 
 EXPECTED: Mapping[Callable[..., Any], str] = {
     http.MessageData.__post_init__: "f65088e210cd9cc1",
@@ -30,7 +34,10 @@ EXPECTED: Mapping[Callable[..., Any], str] = {
     multidict._MultiDict.get_all: "5bff03c1afa25bb7",
     connection.Connection.__eq__: "04776846f3cf761c",
     log.LegacyLogEvents.emit: "42292360227528ec",
-    asyncio_utils.set_task_debug_info: "fb5346b5710bbc7f",
+    log.MitmFormatter.format: "2a82d2c595dd92bd",
+    SSL.Connection.bio_read: "bc83763ed40fc664",
+    SSL.Connection._handle_bio_errors: "eaea77f2e1fab12e",
+    tls.TLSLayer.tls_interact: "62d6d57d43dd1a2e",
 }
 
 _MISSING: Any = object()
@@ -39,6 +46,13 @@ _headers_init: Any = http.Headers.__init__
 _headers_getitem: Any = http.Headers.__getitem__
 _connection_eq = connection.Connection.__eq__
 _emit = log.LegacyLogEvents.emit
+_format_time = log.MitmFormatter.formatTime
+_tls_interact: Any = tls.TLSLayer.tls_interact
+_second: list[Any] = [0, ""]  # the last one that was made into text
+CHUNK = 65535  # bytes, mitmproxy's own
+_lib: Any = SSL._lib  # type: ignore[attr-defined]
+_ffi: Any = SSL._ffi  # type: ignore[attr-defined]
+_buffer = _ffi.new("char[]", CHUNK)  # for all connections: what is read is copied before anybody else reads
 _types: dict[type, tuple[tuple[str, frozenset[type]], ...]] = {}
 
 
@@ -117,7 +131,34 @@ def emit(self: log.LegacyLogEvents, record: logging.LogRecord) -> None:
         _emit(self, record)
 
 
-_PATCHES: tuple[tuple[type, str, Any], ...] = (
+def format_time(self: log.MitmFormatter, record: logging.LogRecord, datefmt: str | None = None) -> str:
+    """The second is made into text once, not for each line."""
+    second = int(record.created)
+    if datefmt is not None:
+        return _format_time(self, record, datefmt)
+    if _second[0] != second:
+        _second[:] = second, time.strftime(self.default_time_format, self.converter(record.created))
+    return self.default_msec_format % (_second[1], record.msecs)
+
+
+def tls_interact(self: tls.TLSLayer) -> layer.CommandGenerator[None]:
+    """Reads what there is to send without a new buffer each time, and without an exception at its end."""
+    bio: Any = getattr(self.tls, "_from_ssl", None)  # pyOpenSSL's own way to it makes both
+    if bio is None:
+        yield from _tls_interact(self)
+        return
+    while (size := _lib.BIO_read(bio, _buffer, CHUNK)) > 0:
+        yield commands.SendData(self.conn, _ffi.buffer(_buffer, size)[:])
+    if not _lib.BIO_should_retry(bio):
+        yield from _tls_interact(self)  # which says what is wrong
+
+
+# What no line of the gateway's log shows, each with a look at the stack, the thread or the task behind it
+# (docs.python.org/3/howto/logging.html, "Optimization").
+_UNSHOWN = ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks")
+
+
+_PATCHES: tuple[tuple[Any, str, Any], ...] = (
     (http.MessageData, "__post_init__", check_fields),
     (http.Headers, "__init__", headers_init),
     (http.Headers, "__getitem__", headers_getitem),
@@ -125,8 +166,11 @@ _PATCHES: tuple[tuple[type, str, Any], ...] = (
     (http.Headers, "__contains__", headers_contains),
     (connection.Connection, "__eq__", connection_eq),
     (log.LegacyLogEvents, "emit", emit),
+    (log.MitmFormatter, "formatTime", format_time),
+    (tls.TLSLayer, "tls_interact", tls_interact),
+    *((logging, name, None) for name in _UNSHOWN),
 )
-_before: list[tuple[type, str, Any]] = []
+_before: list[tuple[Any, str, Any]] = []
 
 
 def install() -> None:

@@ -26,7 +26,7 @@ from tests.cluster import build
 from tests.cluster.controlplane import ControlPlane, ControlPlaneError
 
 LIST = "/api/v1/namespaces/shop/configmaps?limit=500"
-WATCH = "/api/v1/namespaces/shop/secrets?watch=true&resourceVersion=0"
+WATCH = "/api/v1/namespaces/shop/configmaps?watch=true"
 WARMUP = 1.0  # seconds of each round that do not count
 WATCHES_A_CONNECTION = 50
 KUBECTL_RUNS = 5

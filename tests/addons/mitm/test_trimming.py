@@ -1,14 +1,19 @@
 """Each against mitmproxy's own: the same results, the same errors."""
 
+import contextlib
+import datetime
 import logging
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mitmproxy import http, log
+from mitmproxy.proxy.layers import tls
 from mitmproxy.test import taddons, tflow
+from OpenSSL import SSL
 
 from addons.mitm import dispatch, trimming
+from addons.net import certificates, files
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +143,59 @@ async def test_a_line_of_the_log_becomes_an_event_only_for_somebody(wanted):
         tctx.master._legacy_log_events.emit(logging.LogRecord("x", logging.INFO, "", 0, "second", (), None))
         assert bool(woken) == wanted
         tctx.master._legacy_log_events.uninstall()
+
+
+@given(st.lists(st.floats(0, 4e9), max_size=5), st.sampled_from([None, "%Y"]))
+def test_the_time_of_a_line(times, datefmt):
+    formatter = log.MitmFormatter(colorize=False)
+    records = [logging.makeLogRecord({"created": t, "msecs": t % 1 * 1000}) for t in times]
+    both(lambda: [formatter.formatTime(r, datefmt) for r in records])
+
+
+def pair(context, other):
+    """A client's and a server's end of TLS, in memory, each with a layer around it."""
+    ends = []
+    for ctx, state in ((context, "set_connect_state"), (other, "set_accept_state")):
+        layer = object.__new__(tls.ClientTLSLayer)
+        layer.tls, layer.conn = SSL.Connection(ctx), tflow.tclient_conn()
+        getattr(layer.tls, state)()
+        ends.append(layer)
+    return ends
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["mitmproxy", "ours"])
+@pytest.mark.parametrize("size", [0, 1, 16_384, 200_000])
+def test_what_tls_has_to_send_is_sent_whole(tmp_path, ours, size):
+    made = certificates.ensure(files.private_folder(tmp_path / "state"), "", datetime.datetime.now(datetime.UTC))
+    server = SSL.Context(SSL.TLS_SERVER_METHOD)
+    server.use_privatekey_file(str(made.combined))
+    server.use_certificate_chain_file(str(made.combined))
+    if ours:
+        trimming.install()
+    here, there = pair(SSL.Context(SSL.TLS_CLIENT_METHOD), server)
+    for _ in range(4):
+        for one, two in ((here, there), (there, here)):
+            with contextlib.suppress(SSL.WantReadError):
+                one.tls.do_handshake()
+            for command in one.tls_interact():
+                two.tls.bio_write(command.data)
+    if size:
+        here.tls.sendall(b"x" * size)
+    sent = b"".join(command.data for command in here.tls_interact())
+    assert (len(sent) > size) == bool(size)
+    received = b""
+    if size:
+        there.tls.bio_write(sent)
+    while len(received) < size:
+        received += there.tls.recv(65535)
+    assert len(received) == size
+    assert list(here.tls_interact()) == []
+
+
+def test_without_a_connection_it_fails_as_ever():
+    layer = object.__new__(tls.ClientTLSLayer)
+    layer.tls = None
+    assert both(lambda: list(layer.tls_interact()))[0] is AttributeError
 
 
 def test_it_can_be_taken_back():
