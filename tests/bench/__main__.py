@@ -153,6 +153,8 @@ def watched(load: Load, way: Way, count: int, seconds: float) -> dict[str, float
         "ended_early": ended,
         "kb_each": (full - empty) * 1024 / max(number, 1),
         "mb_after_load": later,
+        "cpu_before": before.cpu,
+        "cpu_during": during.cpu,
         "p50_before": before.p50,
         "p50_during": during.p50,
         "rate_before": before.rate,
@@ -262,7 +264,8 @@ def finish(
         print(
             f"\n{found['opened']} open watches through {name}: {found['kb_each']:.0f} KB each; for others, "
             f"p50 {found['p50_before']:.2f} -> {found['p50_during']:.2f} ms, "
-            f"{found['rate_before']:.0f} -> {found['rate_during']:.0f} req/s"
+            f"{found['rate_before']:.0f} -> {found['rate_during']:.0f} req/s, "
+            f"CPU {found['cpu_before']:.2f} -> {found['cpu_during']:.2f} ms/req"
         )
     more = {"kubectl_get_pods_seconds": took, "watches": watches}
     (out / "bench.json").write_text(json.dumps(report.document(samples, where, more), indent=1) + "\n")

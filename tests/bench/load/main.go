@@ -227,21 +227,12 @@ func (l *load) hold(connections int) error {
 					}
 				}
 				defer said()
-				r, err := l.request(ctx)
-				if err != nil {
-					l.failed(err)
-					return
-				}
-				answer, err := client.Do(r)
+				answer, err := l.open(ctx, client)
 				if err != nil {
 					l.failed(err)
 					return
 				}
 				defer answer.Body.Close()
-				if answer.StatusCode != http.StatusOK {
-					l.failed(errors.New(answer.Status))
-					return
-				}
 				opened.Add(1)
 				said()
 				_, err = io.Copy(io.Discard, bufio.NewReader(answer.Body))
@@ -270,6 +261,25 @@ func (l *load) hold(connections int) error {
 	cancel()
 	all.Wait()
 	return json.NewEncoder(os.Stdout).Encode(map[string]int64{"ended": ended})
+}
+
+// open begins one stream. So many at once are more than the API server takes; as clients do, it asks again.
+func (l *load) open(ctx context.Context, client *http.Client) (*http.Response, error) {
+	for {
+		r, err := l.request(ctx)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := client.Do(r)
+		if err != nil || answer.StatusCode == http.StatusOK {
+			return answer, err
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusTooManyRequests {
+			return nil, errors.New(answer.Status)
+		}
+		time.Sleep(time.Second)
+	}
 }
 
 func duration(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
