@@ -59,4 +59,9 @@ if [ "${1:-}" = test ]; then
   prepare test "$root/tests/requirements.lock"
   exec "$venv/bin/python" -m tests "$@"
 fi
+if [ "${1:-}" = bench ]; then
+  shift
+  prepare bench "$root/tests/bench/requirements.lock"
+  exec "$venv/bin/python" -m tests.bench "$@"
+fi
 exec "$venv/bin/python" -m addons.cli "$@"

@@ -9,8 +9,10 @@ longer is refused, and streams are cut within a second.
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from mitmproxy import connection, ctx, exceptions, http, tcp
@@ -252,33 +254,58 @@ class Authenticate:
 
     # ----- requests -----
 
-    async def requestheaders(self, flow: http.HTTPFlow) -> None:
+    def requestheaders(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        """Not a coroutine but where something must be waited for: mitmproxy awaits what it gets."""
         known = facts.of(flow)
         if known.answered_by:
-            return
+            return None
         try:
             token, fields = credentials.take(flow.request.headers.fields)
-            # From here on the flow has no credential: it is displayed, saved and forwarded.
-            flow.request.headers = http.Headers(fields)
-            known.identity = await self.identify(token)
-            known.identify_again = partial(self.identify_again, known, token)
         except tokens.TokenError as e:
-            source = flow.client_conn.peername[0]
-            meters.note("authentication_failures", 1, e.reason)
-            # The reason is for the log alone; a client that guesses must not fill it.
-            if count := self.failures.note(f"{source} {e.reason}", self.clock()):
-                logger.warning("%d tokens from %s are not accepted; the last: %s", count, source, e)
-            answers.refuse(flow, self.name, UNAUTHORIZED)
-            return
+            self.refuse(flow, e)
+            return None
+        # From here on the flow has no credential: it is displayed, saved and forwarded.
+        flow.request.headers = http.Headers(fields)
+        identity = self.remembered(token)
+        if identity is None:
+            return self.establish(flow, known, token)
+        self.established(flow, known, token, identity)
+        return None
+
+    async def establish(self, flow: http.HTTPFlow, known: facts.Facts, token: str) -> None:
+        try:
+            identity = await self.identify(token)
+        except tokens.TokenError as e:
+            self.refuse(flow, e)
         except issuers.IssuerError as e:
             logger.error("cannot authenticate: %s", e)
             answers.refuse(flow, self.name, UNKNOWN)
-            return
-        if (why := self.refuses(known.identity)) is not None:
+        else:
+            self.established(flow, known, token, identity)
+
+    def established(self, flow: http.HTTPFlow, known: facts.Facts, token: str, identity: Identity) -> None:
+        known.identity = identity
+        known.identify_again = partial(self.identify_again, known, token)
+        if (why := self.refuses(identity)) is not None:
             answers.refuse(flow, self.name, why)
             return
         self.tokens[flow] = token
         known.passed.add((self.name, "requestheaders"))
+
+    def refuse(self, flow: http.HTTPFlow, e: tokens.TokenError) -> None:
+        source = flow.client_conn.peername[0]
+        meters.note("authentication_failures", 1, e.reason)
+        # The reason is for the log alone; a client that guesses must not fill it.
+        if count := self.failures.note(f"{source} {e.reason}", self.clock()):
+            logger.warning("%d tokens from %s are not accepted; the last: %s", count, source, e)
+        answers.refuse(flow, self.name, UNAUTHORIZED)
+
+    def remembered(self, token: str) -> Identity | None:
+        """The identity of a token that was checked a moment ago."""
+        authenticator = self.authenticator
+        if authenticator is None or not self.started:
+            return None  # identify() says so
+        return authenticator.remembered(tokens.digest(token), self.clock())
 
     def refuses(self, identity: Identity) -> status.Refusal | None:
         """Why this identity gets nothing although its token is good, or None."""

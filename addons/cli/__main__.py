@@ -27,6 +27,7 @@ usage: ./run.sh [COMMAND] [OPTIONS]
   alive        whether the gateway answers, for health checks
   classify     read requests as JSON lines, print what the gateway takes them for
   test         run every test
+  bench        measure it against a bare mitmdump, with a table and a picture
 
 Each command has --help. Start with: ./run.sh demo
 """

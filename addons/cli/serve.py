@@ -124,7 +124,7 @@ def parser(command: str) -> argparse.ArgumentParser:
     option("--traces", "", "OTLP/HTTP endpoint of an OpenTelemetry collector that gets spans", metavar="URL")
     option("--log", "text", "how the log is written", choices=("text", "json"))
     option("--only", "", f"a shorter stack: only these of {', '.join(stack.ORDER)}", metavar="A,B")
-    option("--without", "", "a shorter stack: all but these", metavar="A")
+    option("--without", "", f"a shorter stack: all but these; also {', '.join(stack.AIDS)}", metavar="A")
     switch("--observe", "decide and log, but let everything pass that is authenticated: for adopting a policy")
     switch("--allow-spdy", "let exec, attach and port-forward through as SPDY, which cannot be judged frame by frame")
     switch(
@@ -254,7 +254,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
         argv += ["--set", f"tollgate_ship={target.strip()}"]
     # Metrics last, and not of the choice: nothing depends on it.
-    for addon in ("guard", *chosen.addons, *measures):
+    for addon in ("guard", *chosen.addons, *stack.aids(args.without), *measures):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
         check_free(host, port, "--listen")

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 # In the order of the way of a request. The guard is always first and not part of the choice.
 ORDER = ("authenticate", "classify", "block", "approve", "mask", "record", "upstream")
 
+# In every stack unless left out: they judge nothing, so nothing demands them.
+AIDS = ("engine",)
+
 # The hooks that each addon stamps. An addon that does work in a hook stamps that hook:
 # mitmproxy logs an exception and goes on, and skips the same hook of every later script.
 STAMPS: Mapping[str, frozenset[str]] = {
@@ -76,7 +79,16 @@ def parse(text: str) -> Stack:
 
 def choose(only: str, without: str) -> Stack:
     """The stack of --only and --without, comma-separated. Raises StackError."""
-    names = [n.strip() for n in only.split(",") if n.strip()] or list(ORDER)
-    dropped = [n.strip() for n in without.split(",") if n.strip()]
+    names = _names(only) or list(ORDER)
+    dropped = [n for n in _names(without) if n not in AIDS]
     build(dropped)  # a misspelled name must not silently drop nothing
     return build([n for n in names if n not in dropped])
+
+
+def aids(without: str) -> tuple[str, ...]:
+    """The addons that are no judges, but for those that --without names."""
+    return tuple(a for a in AIDS if a not in _names(without))
+
+
+def _names(text: str) -> list[str]:
+    return [n.strip() for n in text.split(",") if n.strip()]

@@ -85,9 +85,16 @@ def flow_with(*fields):
 BEARER = (b"Authorization", b"Bearer a.b.c")
 
 
+async def head(addon, flow):
+    """As mitmproxy calls it: what can be awaited is."""
+    rest = addon.requestheaders(flow)
+    if rest is not None:
+        await rest
+
+
 async def test_a_good_token_becomes_an_identity_and_leaves_the_request(addon):
     flow = flow_with(BEARER)
-    await addon.requestheaders(flow)
+    await head(addon, flow)
     known = facts.of(flow)
     assert known.identity is ALICE
     assert known.passed == {(NAME, "requestheaders")}
@@ -99,7 +106,7 @@ async def test_a_good_token_becomes_an_identity_and_leaves_the_request(addon):
 async def test_a_remembered_token_is_not_looked_into_again(addon):
     addon.authenticator = FakeAuthenticator(cached=ALICE)
     flow = flow_with(BEARER)
-    await addon.requestheaders(flow)
+    assert addon.requestheaders(flow) is None  # at once: nobody waits for it
     assert facts.of(flow).identity is ALICE
     assert addon.authenticator.asked == []
 
@@ -118,7 +125,7 @@ async def test_refused(addon, caplog, fields, outcome, code):
     addon.authenticator = FakeAuthenticator(outcome)
     flow = flow_with(*fields)
     with caplog.at_level(logging.INFO):
-        await addon.requestheaders(flow)
+        await head(addon, flow)
     known = facts.of(flow)
     assert (flow.response.status_code, known.answered_by, known.identity) == (code, NAME, None)
     assert not known.passed
@@ -138,14 +145,14 @@ async def test_refused(addon, caplog, fields, outcome, code):
 async def test_the_bearer_subprotocol_leaves_the_request(addon):
     protocols = b"v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.YS5iLmM"
     flow = flow_with((b"Upgrade", b"websocket"), (b"Sec-WebSocket-Protocol", protocols))
-    await addon.requestheaders(flow)
+    await head(addon, flow)
     assert flow.request.headers["Sec-WebSocket-Protocol"] == "v5.channel.k8s.io"
     assert addon.authenticator.asked == [("a.b.c", NOW)]
 
 
 async def test_a_refused_subprotocol_is_not_kept(addon):
     flow = flow_with((b"Sec-WebSocket-Protocol", b"v5, base64url.bearer.authorization.k8s.io.YS5iLmM"))
-    await addon.requestheaders(flow)
+    await head(addon, flow)
     assert flow.response.status_code == 401
     assert b"YS5iLmM" not in bytes(flow.request.headers)
 
@@ -153,14 +160,14 @@ async def test_a_refused_subprotocol_is_not_kept(addon):
 async def test_not_configured(addon):
     addon.authenticator = None
     flow = flow_with(BEARER)
-    await addon.requestheaders(flow)
+    await head(addon, flow)
     assert (flow.response.status_code, facts.of(flow).passed) == (503, set())
 
 
 async def test_configured_but_not_running(addon):
     addon.started = False
     flow = flow_with(BEARER)
-    await addon.requestheaders(flow)
+    await head(addon, flow)
     assert flow.response.status_code == 503
 
 
@@ -168,7 +175,7 @@ async def test_an_unexpected_error_leaves_no_stamp_and_no_credential(addon):
     addon.authenticator = FakeAuthenticator(RuntimeError("a mistake of ours"))
     flow = flow_with(BEARER)
     with pytest.raises(RuntimeError):
-        await addon.requestheaders(flow)
+        await head(addon, flow)
     assert not facts.of(flow).passed
     assert "authorization" not in flow.request.headers
 
@@ -176,7 +183,7 @@ async def test_an_unexpected_error_leaves_no_stamp_and_no_credential(addon):
 async def test_the_first_answer_stands(addon):
     flow = flow_with(BEARER)
     facts.of(flow).answered_by = "tollgate_guard"
-    await addon.requestheaders(flow)
+    await head(addon, flow)
     addon.request(flow)
     assert flow.response is None
     assert facts.of(flow).identity is None

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -175,6 +175,22 @@ def _go_environment() -> dict[str, str]:
 
 
 # Building ------------------------------------------------------------------------------
+
+
+def hashed(go_version: str, sources: Iterable[Path]) -> str:
+    """A short hash of what decides what a program of these sources does."""
+    digest = hashlib.sha256(f"{go_version} {sys.platform} {os.uname().machine}\n".encode())
+    for path in sources:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def compile_program(go: str, module: Path, target: Path) -> None:
+    """Build one Go module of no dependencies, to this file. Raises BuildError."""
+    scratch = target.with_name(f"{target.name}.{os.getpid()}")
+    command = [go, "build", "-buildvcs=false", "-ldflags=-s -w", "-o", str(scratch), "."]
+    _run(f"building {module.name}", command, log=target.with_suffix(".log"), cwd=module)
+    scratch.rename(target)
 
 
 def _build(go: str, target: Path, progress: Progress | None) -> None:

@@ -21,6 +21,7 @@ def test_the_full_stack_demands_every_stamp():
         pytest.param("upstream, classify", "", ("classify", "upstream"), id="only, put in order"),
         pytest.param("", "block,approve", ("authenticate", "classify", "mask", "record", "upstream"), id="without"),
         pytest.param("classify,block", "block", ("classify",), id="both"),
+        pytest.param("classify", "engine", ("classify",), id="an aid is no part of what is demanded"),
     ],
 )
 def test_choose(only, without, expected):
@@ -49,3 +50,9 @@ def test_a_shorter_stack_still_demands_the_guard():
         ("tollgate_guard", "request"),
         ("tollgate_classify", "request"),
     }
+
+
+def test_aids_are_there_unless_left_out():
+    assert stack.aids("") == stack.aids("block") == ("engine",)
+    assert stack.aids("block, engine") == ()
+    assert not set(stack.AIDS) & set(stack.ORDER)

@@ -144,6 +144,9 @@ LIFECYCLE = [
     ("tollgate_record", "load", "refused"),
     ("tollgate_record", "configure", "refused"),
     ("tollgate_record", "running", "judged"),  # it writes; only what is kept long is not tidied up
+    ("tollgate_engine", "load", "judged"),  # it judges nothing; what it has replaced stays replaced
+    ("tollgate_engine", "configure", "judged"),
+    ("tollgate_engine", "running", "judged"),
     ("tollgate_upstream", "load", "refused"),
     ("tollgate_upstream", "configure", "refused"),
     ("tollgate_upstream", "running", "judged"),  # the API server's credential is kept fresh by another's start of it
@@ -161,12 +164,13 @@ DONE = [
     ("tollgate_mask", "done"),
     ("tollgate_record", "done"),
     ("tollgate_upstream", "done"),
+    ("tollgate_engine", "done"),
 ]
 
 
 def addon_classes():
     """The classes of all addons, by what the scripts hand to mitmproxy."""
-    scripts = [importlib.import_module(f"addons.{name}") for name in ("guard", *stack.ORDER)]
+    scripts = [importlib.import_module(f"addons.{name}") for name in ("guard", *stack.ORDER, *stack.AIDS)]
     return [type(addon) for script in scripts for addon in script.addons] + [guard.LastWord]
 
 
@@ -303,6 +307,21 @@ def spdy_stage(make_stage):
         yield one
 
 
+@pytest.fixture(scope="module")
+def plain_stage(make_stage):
+    """By mitmproxy's own manager. All of this file runs so with TOLLGATE_WITHOUT=engine in the environment."""
+    with make_stage("--without", "engine") as one:
+        until(one.works, one.gateway)
+        yield one
+
+
+@pytest.fixture
+def broken_plain(plain_stage):
+    yield plain_stage.break_hooks
+    plain_stage.break_hooks()
+    assert plain_stage.works()
+
+
 @pytest.fixture
 def broken(stage):
     yield stage.break_hooks
@@ -340,6 +359,20 @@ def test_an_exception_on_the_way_in(stage, broken, addon, hook):
     assert not stage.exists(name)
     nobody_gets_in(stage)
     assert stage.fired() == {f"{addon} {hook}"}
+
+
+@pytest.mark.parametrize(("addon", "hook"), REQUEST)
+def test_an_exception_on_the_way_in_without_the_engine(plain_stage, broken_plain, addon, hook):
+    test_an_exception_on_the_way_in(plain_stage, broken_plain, addon, hook)
+
+
+@pytest.mark.parametrize(("addon", "hook"), [*HEAD, *END])
+def test_an_exception_on_the_way_back_without_the_engine(plain_stage, broken_plain, addon, hook):
+    broken_plain(f"{addon} {hook}")
+    answer = plain_stage.request("GET", SETTINGS)
+    assert answer.status == 502
+    assert CONTENT not in answer.body
+    assert plain_stage.fired() == {f"{addon} {hook}"}
 
 
 def test_an_exception_in_both_words_of_the_guard_on_the_way_in(stage, broken):

@@ -44,10 +44,16 @@ def test_the_command_line(plan):
     assert "reverse:https://k8s.example:6443" in made.argv
     assert "--no-server" in made.argv  # the guard opens the port
     scripts = [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
-    assert scripts == [f"{name}.py" for name in ("guard", *stack.ORDER)]
+    assert scripts == [f"{name}.py" for name in ("guard", *stack.ORDER, *stack.AIDS)]
     assert settings(made)["tollgate_stack"] == ",".join(stack.ORDER)
     assert made.argv[-1] == "--set=x=y"
     assert "very-secret" not in made.command()
+
+
+def test_without_the_engine_the_guard_demands_the_same(plan):
+    made = plan("--without", "engine")
+    assert "engine.py" not in made.command()
+    assert settings(made) == settings(plan())
 
 
 @pytest.mark.parametrize("extra", [("--set", "body_size_limit=5m"), ("--set=body_size_limit=5m",)])

@@ -1,0 +1,3 @@
+module tollgate/bench/load
+
+go 1.26
