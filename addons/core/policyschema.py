@@ -9,7 +9,7 @@ from typing import Any
 
 from addons.core import budgets, maskfile, policyfields, policyfile
 from addons.core.matching import VERBS
-from addons.core.model import Impact
+from addons.core.model import RECORD_LEVELS, Impact
 
 Schema = dict[str, Any]
 
@@ -57,6 +57,7 @@ def _rule() -> Schema:
         "when": {**_CEL, "description": f"the rule applies only if true. {_CEL['description']}"},
         "unless": {**_CEL, "description": f"the rule does not apply if true. {_CEL['description']}"},
         "message": _message(policyfields.MAX_MESSAGE),
+        "record": {"enum": list(RECORD_LEVELS), "description": "how much of it is recorded; the highest counts"},
         "approval": _approval(),
         "grant": {
             **_object(
