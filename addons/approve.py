@@ -37,7 +37,7 @@ from addons.core import (
 from addons.core.model import ANONYMOUS, Action, Identity, Impact, Operation
 from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.virtualapi import Viewer
-from addons.mitm import answers, cutting, inside, options, wire
+from addons.mitm import answers, cutting, inside, options, seal, wire
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, maskkeys, notify, objects, store
 from addons.net.book import APPROVALS, REQUESTS, Book, Missing
@@ -263,6 +263,9 @@ class Approve:
         known = facts.of(flow)
         if known.answered_by:
             return None
+        if seal.is_broken(flow):
+            answers.refuse(flow, self.name, seal.CHANGED)
+            return None
         operation = known.need_operation()
         if known.policies is not None:
             self.follow_policies(known.policies)
@@ -271,6 +274,7 @@ class Approve:
             if refusal is not None:
                 answers.refuse(flow, self.name, refusal)
                 return None
+            seal.put(flow)
         elif known.verdict.action is Action.HOLD:
             return self.hold(flow, known, operation)
         elif self.speaks_of_us(flow, known, operation):
@@ -306,9 +310,15 @@ class Approve:
         if outcome.refusal is not None:
             answers.refuse(flow, self.name, outcome.refusal)
             return
+        if seal.is_broken(flow):
+            # Edited at the console while it waited: the yes was to something else.
+            answers.refuse(flow, self.name, seal.CHANGED)
+            await self.give_back(flow, known, outcome)
+            return
         if outcome.verdict is not None:
             known.verdict = outcome.verdict
         known.approval = outcome.by
+        known.approvers = approvers_of(outcome)
         if outcome.digest:
             self.spent[flow] = outcome
         if outcome.grants:
@@ -323,6 +333,7 @@ class Approve:
         if item is not None and outcome.version and preconditions.depends_on_state(operation):
             # What the last look saw, and not what somebody makes of it before the patch gets there.
             flow.request.content = preconditions.at_version(operation, request.body, outcome.version)
+        seal.put(flow)
         logger.info("passed by %s: %r for %r", outcome.by, operation.summary, username(known))
         known.passed.add((self.name, "request"))
 
@@ -434,6 +445,7 @@ class Approve:
             headers["accept"] = virtualmerging.accept(operation, headers.get("accept", ""))
             self.changes[flow] = change
             known.whole = True
+            seal.put(flow)
         return False
 
     def follow_policies(self, policies: Callable[[], PolicySet]) -> None:
@@ -545,6 +557,14 @@ class Approve:
             logger.error("approval %s: %s", name, e)
             return
         logger.warning("approval %s: %s by %s", name, "approved" if approved else "denied", decider.identity.username)
+
+
+def approvers_of(outcome: Outcome) -> tuple[str, ...]:
+    """Who said yes, to this or to the grants that let it pass; each once."""
+    decisions = outcome.record.decisions if outcome.record is not None else ()
+    names = [one.username for one in decisions if one.approved]
+    names += [name for grant in outcome.grants for name in grant.approvers]
+    return tuple(dict.fromkeys(names))
 
 
 def current(known: facts.Facts) -> PolicySet:

@@ -21,7 +21,7 @@ from mitmproxy.addonmanager import Loader
 
 from addons.core import blast, classify, commands, facts, status
 from addons.core.model import ANONYMOUS, Identity, Impact, Operation
-from addons.mitm import answers, options
+from addons.mitm import answers, options, seal
 from addons.net import apiserver, counting
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ class Classify:
         known = facts.of(flow)
         if known.answered_by:
             return None  # refused by an earlier addon, whose answer stands
+        seal.put(flow)  # what is read now is what goes upstream, or nothing does
         body = flow.request.raw_content  # as it came: the API server undoes no Content-Encoding either
         if body is not None and len(body) > LARGE:
             return self.request_with_large_body(flow, known, body)

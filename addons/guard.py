@@ -14,6 +14,8 @@ import asyncio
 import logging
 import sys
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.proxy.server_hooks import ServerConnectionHookData
@@ -28,15 +30,16 @@ from addons.mitm import (
     errors,
     goaway,
     inside,
+    intercepting,
     listening,
     logs,
     options,
+    seal,
     websockets,
     wire,
     withholding,
 )
 from addons.mitm.connections import close, lift_limit
-from addons.mitm.seal import seal
 from addons.mitm.withholding import ANSWER_NOT_JUDGED
 
 logger = logging.getLogger(__name__)
@@ -54,11 +57,6 @@ NOT_JUDGED = status.Refusal(
 )
 REDIRECT = status.Refusal(
     502, "redirect", "tollgate: the API server answered with a redirect, which is not followed; ask the operator"
-)
-CHANGED = status.Refusal(
-    503,
-    "changed-after-verdict",
-    "tollgate: the request was changed after it was judged and was not sent; send it again unchanged",
 )
 
 # Upgrades that carry streams of a pod or node; a watch by WebSocket and the like are refused.
@@ -88,8 +86,19 @@ class Guard:
         self.lent: dict[str, dict[http.HTTPFlow, list[tuple[limits.Shares, str]]]] = {}
 
     def load(self, loader) -> None:
-        for install in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening, withholding):
-            install.install()
+        for patches in (
+            wire,
+            errors,
+            goaway,
+            cutting,
+            bodies,
+            backpressure,
+            websockets,
+            listening,
+            withholding,
+            intercepting,
+        ):
+            patches.install()
         loader.add_option(
             "tollgate_stack",
             str,
@@ -255,10 +264,33 @@ class Guard:
             return
         known.passed.add((self.name, "requestheaders"))
 
-    def request(self, flow: http.HTTPFlow) -> None:
+    def request(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
+        """Not a coroutine but where a person wants to see it first: mitmproxy awaits what it gets."""
         known = facts.of(flow)
         if known.answered_by:
-            return
+            return None
+        if intercepting.is_wanted(flow):
+            return self.request_by_hand(flow, known)
+        self.admit(flow, known)
+        return None
+
+    async def request_by_hand(self, flow: http.HTTPFlow, known: facts.Facts) -> None:
+        """Stopped before anybody has judged it; what a person makes of it is judged like any other."""
+        before = seal.value(flow.request)
+        await intercepting.wait(flow)
+        if flow.error:
+            return  # killed
+        if before != seal.value(flow.request):
+            known.edited = True
+            logger.warning("edited by hand at this console: %r %r", flow.request.method, flow.request.path)
+            try:
+                check_head(flow, ctx.options.tollgate_allow_spdy)
+            except status.Refused as e:
+                answers.refuse(flow, self.name, e.refusal)
+                return
+        self.admit(flow, known)
+
+    def admit(self, flow: http.HTTPFlow, known: facts.Facts) -> None:
         try:
             check_body(flow)
             if known.identity is not None:
@@ -371,8 +403,8 @@ class LastWord:
         known = facts.of(flow)
         untouched = known.refusal is not None and flow.response is known.refusal and not known.answered_by
         if untouched and known.passed >= self.guard.stack.request and not flow.error and not flow.is_replay:
-            if known.sealed is not None and known.sealed != seal(flow.request):
-                flow.response = answers.response(CHANGED)
+            if seal.is_broken(flow):
+                flow.response = answers.response(seal.CHANGED)
                 logger.error("refused %r: it was changed after the verdict", flow.request.method)
             elif known.verdict.action is Action.HOLD and not known.approval:
                 # The stamp of approve says the same; what a human must agree to has two locks.

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -27,7 +26,6 @@ from addons.core import (
     facts,
     maskanswers,
     maskchannels,
-    maskdetect,
     masking,
     maskmemory,
     maskpolicy,
@@ -41,10 +39,10 @@ from addons.core.masklines import EventMasker
 from addons.core.masktext import TextMasker
 from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet, describe
-from addons.mitm import answers, bodies, cutting, injecting, maskframes, options
+from addons.mitm import answers, bodies, cutting, injecting, maskframes, options, seal
 from addons.mitm.maskframes import Frames
 from addons.mitm.maskstreams import Stream, TextStream
-from addons.net import files, maskkeys
+from addons.net import maskkeys, maskpatterns
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +128,7 @@ class Mask:
     async def warm(self) -> None:
         """The detectors' patterns, so that no request waits for them."""
         started = time.monotonic()
-        await asyncio.to_thread(warm_patterns, ctx.options.tollgate_state)
+        await asyncio.to_thread(maskpatterns.warm, ctx.options.tollgate_state)
         logger.info("patterns of secrets are ready after %.1f s", time.monotonic() - started)
 
     def prepared(self) -> bool:
@@ -178,6 +176,7 @@ class Mask:
         protocols = subprotocols(flow.request.headers)
         refusal = (
             refusal
+            or (seal.CHANGED if seal.is_broken(flow) else None)
             or (NO_KEY if not self.key else None)
             or maskwrites.reads_back(operation, exchange.level)
             or maskchannels.refusal(operation, exchange.level, protocols)
@@ -190,6 +189,7 @@ class Mask:
             flow.request.headers["accept"] = maskanswers.accept(flow.request.headers.get_all("accept"))
         if operation.upgrade == "websocket" and maskchannels.masks(exchange.level):
             flow.request.headers["sec-websocket-protocol"] = ", ".join(maskchannels.offered(protocols))
+        seal.put(flow)
         # Last on purpose: addons/guard.py stops every flow that did not pass here.
         known.passed.add((self.name, "request"))
 
@@ -415,15 +415,6 @@ class Mask:
             self.raw[flow] = not maskchannels.masks(self.exchange(known, known.need_operation()).level)
         if self.raw[flow]:
             known.judged.add(self.name)
-
-
-def warm_patterns(state: str) -> None:
-    """Compiled ones are kept in the state folder: 0.3 s instead of 3."""
-    try:
-        maskdetect.warm(str(files.private_folder(Path(state).expanduser() / "patterns")) if state else None)
-    except (OSError, RuntimeError, ValueError) as e:
-        logger.warning("the patterns of secrets cannot be kept in the state folder: %s", type(e).__name__)
-        maskdetect.warm(None)
 
 
 def current(known: facts.Facts) -> PolicySet:

@@ -14,8 +14,7 @@ from mitmproxy import ctx, exceptions, http, tls
 
 from addons.core import facts, status, upstreamrequest
 from addons.core.resources import OWN_GROUP
-from addons.mitm import answers, options
-from addons.mitm.seal import seal
+from addons.mitm import answers, options, seal
 from addons.net import apiserver, files
 
 logger = logging.getLogger(__name__)
@@ -110,11 +109,11 @@ class Upstream:
         known = facts.of(flow)
         if known.answered_by:
             return
-        refusal = self.prepare(flow, known)
+        refusal = seal.CHANGED if seal.is_broken(flow) else self.prepare(flow, known)
         if refusal is not None:
             answers.refuse(flow, self.name, refusal)
             return
-        known.sealed = seal(flow.request)
+        seal.put(flow)
         known.passed.add((self.name, "request"))
 
     def prepare(self, flow: http.HTTPFlow, known: facts.Facts) -> status.Refusal | None:

@@ -90,6 +90,7 @@ def parser(command: str) -> argparse.ArgumentParser:
     option("--policies", str(ROOT / "policies"), "file or folder; several joined with ':'", metavar="PATH")
     option("--state", str(state_default()), "certificates and state", metavar="DIR")
     option("--recordings", str(ROOT / "recordings"), "where recordings go", metavar="DIR")
+    option("--ship", "", "where records are sent too, comma-separated: stdout, syslog+tls://…, https://…", metavar="TO")
     option("--tls-cert", None, "serving certificate, PEM; default: one made in the state folder", metavar="FILE")
     option("--tls-key", None, "its key, PEM without passphrase", metavar="FILE")
     option(
@@ -183,6 +184,8 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     if "block" in chosen.addons:
         settings["tollgate_policies"] = os.pathsep.join(map(str, policy_paths))
         settings["tollgate_observe"] = str(args.observe).lower()
+    if "record" in chosen.addons:
+        settings["tollgate_recordings"] = str(Path(args.recordings).expanduser().absolute())
     if "upstream" in chosen.addons:
         settings["tollgate_upstream_identity"] = args.upstream_identity
     settings |= {k: str(v).lower() for k, v in mitm_options.REQUIRED.items() if isinstance(v, bool)}
@@ -205,6 +208,8 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"{name}={value}"]
     for key in filter(None, args.forward_extra.split(",")):
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
+    for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
+        argv += ["--set", f"tollgate_ship={target.strip()}"]
     for addon in ("guard", *chosen.addons):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:

@@ -21,6 +21,7 @@ from addons.core import chain, commands
 from addons.core.model import (
     ANONYMOUS,
     NOTHING,
+    RECORD_LEVELS,
     Action,
     Identity,
     Impact,
@@ -88,7 +89,7 @@ class Level(enum.StrEnum):
     FULL = "RequestResponse"
 
 
-_LEVEL_WORDS = {"metadata": Level.METADATA, "request": Level.REQUEST, "full": Level.FULL}
+_LEVEL_WORDS = dict(zip(RECORD_LEVELS, Level, strict=True))
 _READS = frozenset({Impact.META, Impact.READ, Impact.REVEAL})
 
 

@@ -39,9 +39,11 @@ class Facts:
         "answer_released",
         "answered_by",
         "approval",
+        "approvers",
         "audit_id",
         "chunks",
         "credential",
+        "edited",
         "frame",
         "head_released",
         "held_for",
@@ -78,6 +80,7 @@ class Facts:
         self.policies: Callable[[], PolicySet] | None = None  # those of the moment it is called
         self.held_for = ""  # name of the approval that a client waits for
         self.approval = ""  # name of the approval or grant that let a held request pass
+        self.approvers: tuple[str, ...] = ()  # who said yes
         self.served_here: tuple[str, int] | None = None  # address of a server in this process, instead of upstream's
         self.whole = False  # an addon needs the answer's whole body: it is not streamed
         # What each chunk of a streamed answer becomes on its way to the client; b"" is the end.
@@ -91,9 +94,10 @@ class Facts:
         # The guard's last word again: the answer may begin to stream; it may go on as a whole, or end.
         self.head_released = False
         self.answer_released = False
-        # What the last addon of the stack left to be sent; a change after it (an operator's edit in
-        # mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
+        # What the last addon that read or changed the request left; a change after it (an operator's edit
+        # in mitmweb, an option of mitmproxy's) was judged by nobody, so the guard refuses it.
         self.sealed: Any = None
+        self.edited = False  # by hand at the console, before it was judged
         # One frame at a time: which addons have judged the one that is being handled.
         self.judged: set[str] = set()
         self.frame: Any = None  # the one that may go on: the guard's last word

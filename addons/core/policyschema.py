@@ -57,7 +57,7 @@ def _rule() -> Schema:
         "when": {**_CEL, "description": f"the rule applies only if true. {_CEL['description']}"},
         "unless": {**_CEL, "description": f"the rule does not apply if true. {_CEL['description']}"},
         "message": _message(policyfields.MAX_MESSAGE),
-        "record": {"enum": list(RECORD_LEVELS), "description": "how much of it is recorded; the highest counts"},
+        "record": {"enum": list(RECORD_LEVELS), "description": "how much is recorded; full: the answer too"},
         "approval": _approval(),
         "grant": {
             **_object(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # In the order of the way of a request. The guard is always first and not part of the choice.
-ORDER = ("authenticate", "classify", "block", "approve", "mask", "upstream")
+ORDER = ("authenticate", "classify", "block", "approve", "mask", "record", "upstream")
 
 # The hooks that each addon stamps. An addon that does work in a hook stamps that hook:
 # mitmproxy logs an exception and goes on, and skips the same hook of every later script.
@@ -18,11 +18,12 @@ STAMPS: Mapping[str, frozenset[str]] = {
     "block": frozenset({"request", "responseheaders"}),
     "approve": frozenset({"request", "responseheaders", "response"}),
     "mask": frozenset({"request", "responseheaders", "response"}),
+    "record": frozenset({"request", "responseheaders", "response"}),
     "upstream": frozenset({"request", "responseheaders", "response"}),
 }
 
 # Who must judge each frame of an upgraded connection.
-FRAME_JUDGES = frozenset({"authenticate", "mask"})
+FRAME_JUDGES = frozenset({"authenticate", "mask", "record"})
 
 
 class StackError(Exception):

@@ -32,6 +32,7 @@ from mitmproxy.proxy.layers.http import (
 )
 
 from addons.core import facts
+from addons.mitm import seal
 from addons.mitm.patching import patch
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,10 @@ def install() -> None:
                     yield commands.CloseConnection(self.context.client)
                     return
                 if isinstance(event, RequestHeaders):
+                    if seal.is_broken(flow):
+                        logger.critical("a request that was changed after its release was stopped at the wire")
+                        yield commands.CloseConnection(self.context.client)
+                        return
                     event = _with_credential(flow, event)
             elif isinstance(event, RequestHeaders) and event.replay_flow is None:
                 headers = event.request.headers

@@ -17,7 +17,7 @@ from addons.core import approvals, classify, facts, policyfile, status, virtuald
 from addons.core.approvals import Decider, Phase
 from addons.core.model import ANONYMOUS, Action, Identity, Verdict
 from addons.core.tokens import TokenError
-from addons.mitm import answers, inside
+from addons.mitm import answers, inside, seal
 from addons.net import book as books
 from addons.net import desk as desks
 from addons.net import store
@@ -229,6 +229,26 @@ async def test_held_until_somebody_says_yes(addon, caplog):
     assert record_of(addon, name).items[0].used_by == known.audit_id
     other = await ask(addon, a_flow(verdict=held(AT_ONCE)))
     assert len({known.audit_id, facts.of(other).audit_id, ""}) == 3
+
+
+async def test_what_is_edited_while_it_waits_is_not_what_was_approved(addon):
+    flow = a_flow()
+    seal.put(flow)
+    task, name = await pending(addon, flow)
+    flow.request.content = b'{"kind":"Namespace","metadata":{"name":"y"}}'
+    await decide(addon, name)
+    await finish(task)
+    known = facts.of(flow)
+    assert (known.passed, flow.response.headers["Tollgate-Reason"]) == (set(), "changed-after-verdict")
+    assert not record_of(addon, name).items[0].used_by  # the yes is still there for what was asked
+
+
+def test_what_was_edited_before_it_came_here_does_not_pass(addon):
+    flow = a_flow(verdict=Verdict(Action.ALLOW))
+    seal.put(flow)
+    flow.request.path = "/api/v1/namespaces/y"
+    addon.request(flow)
+    assert (facts.of(flow).passed, flow.response.headers["Tollgate-Reason"]) == (set(), "changed-after-verdict")
 
 
 @pytest.mark.parametrize(

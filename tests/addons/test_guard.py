@@ -2,14 +2,14 @@ import asyncio
 
 import pytest
 from mitmproxy import addons, connection, ctx, http, tcp
+from mitmproxy.addons import intercept
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 
 from addons import guard
 from addons.core import facts, stack
 from addons.core.model import Action, Approval, Hold, Identity, Verdict
-from addons.mitm import answers, inside
-from addons.mitm.seal import seal
+from addons.mitm import answers, inside, seal
 
 SAFE = {
     "mode": ["reverse:https://127.0.0.1:6443"],
@@ -132,10 +132,74 @@ def test_changed_after_the_verdict(stacked):
     flow = a_flow()
     first.requestheaders(flow)
     pass_all(flow)
-    facts.of(flow).sealed = seal(flow.request)
+    seal.put(flow)
     flow.request.path = "/api/v1/namespaces/kube-system/secrets"
     last.request(flow)
     assert flow.response.headers["Tollgate-Reason"] == "changed-after-verdict"
+
+
+@pytest.fixture
+def by_hand(stacked):
+    ctx.master.addons.add(intercept.Intercept())
+    ctx.options.update(intercept="~all")
+    return stacked
+
+
+async def stopped(guard_, flow):
+    guard_.requestheaders(flow)
+    task = asyncio.create_task(guard_.request(flow))
+    while not flow.intercepted:
+        await asyncio.sleep(0)
+    assert ("tollgate_guard", "request") not in facts.of(flow).passed
+    return task
+
+
+async def test_what_is_stopped_by_hand_is_stopped_before_it_is_judged(by_hand):
+    first, _ = by_hand
+    flow = a_flow()
+    task = await stopped(first, flow)
+    flow.resume()
+    await task
+    assert ("tollgate_guard", "request") in facts.of(flow).passed
+    assert not facts.of(flow).edited
+
+
+async def test_what_is_edited_by_hand_is_judged_and_told(by_hand, caplog):
+    first, _ = by_hand
+    flow = a_flow()
+    task = await stopped(first, flow)
+    flow.request.path = "/api/v1/namespaces/shop/secrets"
+    flow.resume()
+    await task
+    known = facts.of(flow)
+    assert known.edited
+    assert ("tollgate_guard", "request") in known.passed
+    assert "edited by hand" in caplog.text
+
+
+async def test_an_edit_may_not_claim_an_identity(by_hand):
+    first, last = by_hand
+    flow = a_flow()
+    task = await stopped(first, flow)
+    flow.request.headers["Impersonate-User"] = "root"
+    flow.resume()
+    await task
+    last.request(flow)
+    assert flow.response.status_code in (400, 403)
+    assert not facts.of(flow).released
+
+
+async def test_what_is_killed_by_hand_goes_nowhere(by_hand):
+    first, last = by_hand
+    flow = a_flow()
+    task = await stopped(first, flow)
+    flow.live = True
+    flow.kill()
+    flow.resume()
+    await task
+    pass_all(flow)
+    last.request(flow)
+    assert not facts.of(flow).released
 
 
 def test_facts_of_an_earlier_run_are_forgotten(stacked):

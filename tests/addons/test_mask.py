@@ -664,12 +664,3 @@ async def test_patterns_that_do_not_come(addon, tmp_path, monkeypatch):
     assert flow.response.headers["Tollgate-Reason"] == "mask-starting"
     assert not facts.of(flow).passed
     addon.warming.cancel()
-
-
-def test_patterns_that_cannot_be_kept(tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("")
-    kept = []
-    monkeypatch.setattr(mask.maskdetect, "warm", kept.append)
-    mask.warm_patterns(str(tmp_path / "file"))
-    assert kept == [None]
-    assert "cannot be kept" in caplog.text

@@ -8,10 +8,10 @@ def test_the_full_stack_demands_every_stamp():
     assert full.addons == stack.ORDER
     assert full.request >= {(stack.addon_name(a), "request") for a in ("guard", *stack.ORDER)}
     assert ("tollgate_authenticate", "requestheaders") in full.request
-    heads = ("guard", "authenticate", "block", "approve", "mask", "upstream")
+    heads = ("guard", "authenticate", "block", "approve", "mask", "record", "upstream")
     assert full.responseheaders == {(stack.addon_name(a), "responseheaders") for a in heads}
     assert full.responseheaders <= full.response
-    assert full.frame == {"tollgate_authenticate", "tollgate_mask"}
+    assert full.frame == {"tollgate_authenticate", "tollgate_mask", "tollgate_record"}
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_the_full_stack_demands_every_stamp():
     [
         pytest.param("", "", stack.ORDER, id="all"),
         pytest.param("upstream, classify", "", ("classify", "upstream"), id="only, put in order"),
-        pytest.param("", "block,approve", ("authenticate", "classify", "mask", "upstream"), id="without"),
+        pytest.param("", "block,approve", ("authenticate", "classify", "mask", "record", "upstream"), id="without"),
         pytest.param("classify,block", "block", ("classify",), id="both"),
     ],
 )

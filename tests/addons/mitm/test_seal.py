@@ -2,7 +2,8 @@ import pytest
 from mitmproxy import http
 from mitmproxy.test import tflow
 
-from addons.mitm.seal import seal
+from addons.core import facts, status
+from addons.mitm import seal
 
 
 @pytest.mark.parametrize(
@@ -18,8 +19,24 @@ from addons.mitm.seal import seal
     ],
 )
 def test_every_change_breaks_it(change):
-    request = tflow.tflow().request
-    before = seal(request)
-    assert seal(request) == before
-    change(request)
-    assert seal(request) != before
+    flow = tflow.tflow()
+    seal.put(flow)
+    seal.check(flow)
+    change(flow.request)
+    assert seal.is_broken(flow)
+    with pytest.raises(status.Refused) as e:
+        seal.check(flow)
+    assert e.value.refusal == seal.CHANGED
+
+
+def test_what_was_never_sealed_is_not_broken():
+    assert not seal.is_broken(tflow.tflow())
+
+
+def test_a_new_one_after_a_change():
+    flow = tflow.tflow()
+    seal.put(flow)
+    flow.request.path = "/x"
+    seal.put(flow)
+    assert not seal.is_broken(flow)
+    assert facts.of(flow).sealed == seal.value(flow.request)

@@ -8,7 +8,7 @@ from mitmproxy.proxy.layers.http import ErrorCode, RequestData, RequestEndOfMess
 from mitmproxy.test import tflow
 
 from addons.core import facts
-from addons.mitm import wire
+from addons.mitm import seal, wire
 from tests import http2, proxy
 
 
@@ -63,6 +63,25 @@ async def test_without_a_credential_nothing_is_added(tls, confdir):
         http2.connect(port, tls.ca_file) as client,
     ):
         assert (await client.request("/api")).body == b"none"
+
+
+class ChangesLate:
+    """An operator's edit after the last word."""
+
+    def request(self, flow):
+        seal.put(flow)
+        flow.request.path = "/api/v1/secrets"
+
+
+async def test_what_was_changed_after_its_release_never_leaves(tls, confdir):
+    async with (
+        http2.server(tls.combined, echo) as (upstream, peers),
+        proxy.running(upstream, tls.combined, tls.ca_file, confdir, ChangesLate()) as port,
+        http2.connect(port, tls.ca_file) as client,
+    ):
+        answer = await client.request("/api", method="POST", body=b"x")
+    assert answer.status == 0
+    assert not any(peer.requests for peer in peers)
 
 
 async def test_what_was_not_released_never_leaves(tls, confdir, monkeypatch):

@@ -1,0 +1,59 @@
+"""The copy of a flow that is recorded, put together from parts that were masked."""
+
+from dataclasses import dataclass
+
+from mitmproxy import http, websocket
+from wsproto.frame_protocol import Opcode
+
+from addons.core import masking, recordable
+from addons.core.masktags import Place
+from addons.core.recordable import NO_CONTENT, Content
+from addons.core.recordedstream import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What stands in the copy in place of the flow's own."""
+
+    path: str
+    place: Place
+    key: bytes
+    request: Content = NO_CONTENT
+    answer: Content = NO_CONTENT
+    frames: tuple[Frame, ...] = ()
+
+    def __call__(self, copied: http.HTTPFlow) -> http.HTTPFlow:
+        """For flowcopies.serialise: the copy with these parts."""
+        copied.request.path = self.path
+        _replace(copied.request, self.request)
+        self._headers(copied.request)
+        if copied.response is not None:
+            _replace(copied.response, self.answer)
+            self._headers(copied.response)
+        if copied.websocket is not None:
+            copied.websocket.messages = [
+                websocket.WebSocketMessage(Opcode.BINARY, from_client, content, at)
+                for from_client, content, at in self.frames
+            ]
+        return copied
+
+    def _headers(self, message: http.Message) -> None:
+        """Warnings quote values, and a program behind a proxy says what it likes."""
+        fields = message.headers.fields
+        if not all(recordable.is_plain(value) for _, value in fields):
+            message.headers = http.Headers([(name, self._masked(value)) for name, value in fields])
+        message.data.trailers = None
+
+    def _masked(self, value: bytes) -> bytes:
+        return masking.mask_text(value.decode("latin-1"), self.place, self.key).encode("latin-1", "replace")
+
+
+def _replace(message: http.Message, content: Content) -> None:
+    """With its headers: what is compressed or in chunks over the wire is neither in the record."""
+    message.data.content = content.raw
+    for name in ("content-encoding", "transfer-encoding", "content-length"):
+        message.headers.pop(name, None)
+    if content.raw:
+        message.headers["content-length"] = str(len(content.raw))
+        if content.content_type:
+            message.headers["content-type"] = content.content_type
