@@ -41,13 +41,14 @@ from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet, describe
 from addons.mitm import answers, bodies, cutting, injecting, maskframes, options, seal
 from addons.mitm.maskframes import Frames
-from addons.mitm.maskstreams import Stream, TextStream
+from addons.mitm.maskstreams import EventStream, Stream, TextStream
 from addons.net import maskkeys, maskpatterns
 
 logger = logging.getLogger(__name__)
 
 LARGE = 256 * 1024  # bytes of an answer that is masked in a thread; some 8 ms of a list of Secrets
 AT_ONCE = 2  # threads for large answers: a parsed one takes ten times its bytes, and there are two cores
+HUGE = 8 * 1024 * 1024  # bytes; of these one after the other, since one of 60 MB takes 800 MB and many seconds
 WARM_LIMIT = 10.0  # seconds that a request waits for the patterns; compiled for the first time they take 3
 SWEEP = 1.0  # seconds between looks whether the policies of now mask more of what is open
 # Everything a program behind a proxy may say in a header, but for what is about the message itself.
@@ -98,6 +99,7 @@ class Mask:
         self.frames: WeakKeyDictionary[http.HTTPFlow, Frames] = WeakKeyDictionary()
         self.raw: WeakKeyDictionary[tcp.TCPFlow, bool] = WeakKeyDictionary()  # whether its bytes may be seen
         self.workers: ThreadPoolExecutor | None = None
+        self.one_by_one: ThreadPoolExecutor | None = None  # for huge answers
         self.warming: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
 
@@ -121,6 +123,7 @@ class Mask:
 
     def running(self) -> None:
         self.workers = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tollgate mask")
+        self.one_by_one = ThreadPoolExecutor(1, thread_name_prefix="tollgate mask huge")
         loop = asyncio.get_running_loop()
         self.warming = loop.create_task(self.warm(), name="tollgate mask patterns")
         self.sweeper = loop.create_task(self.keep_sweeping(), name="tollgate mask levels")
@@ -139,9 +142,10 @@ class Mask:
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()
-        if self.workers is not None:
-            # Not cancelled: a CancelledError would leave the hooks that wait, and their flows hang for ever.
-            self.workers.shutdown(wait=False)
+        for workers in (self.workers, self.one_by_one):
+            if workers is not None:
+                # Not cancelled: a CancelledError would leave the hooks that wait, and their flows hang for ever.
+                workers.shutdown(wait=False)
 
     # ----- requests -----
 
@@ -240,10 +244,12 @@ class Mask:
         proxied = maskanswers.is_proxied(known.need_operation())
         if form is Form.TEXT and (proxied or not (failed and maskanswers.is_json(content_type))):
             if exchange.level.builtin:
-                self.mask_stream(flow, known, TextStream(flow, self.text_masker(exchange), maskanswers.STREAM_BROKEN))
+                text = self.text_masker(exchange, cut_short=maskanswers.is_cut_short(flow.request.query))
+                self.mask_stream(flow, known, TextStream(flow, text, maskanswers.STREAM_BROKEN))
         elif form is Form.EVENTS and not failed:
             masker = EventMasker(exchange.place, self.key, exchange.level, self.learner(known, exchange))
-            self.mask_stream(flow, known, Stream(flow, masker, maskanswers.STREAM_BROKEN))
+            submit = self.workers.submit if self.workers is not None else None
+            self.mask_stream(flow, known, EventStream(flow, masker, maskanswers.STREAM_BROKEN, submit))
         else:
             known.whole = True
             if int(response.headers.get("content-length", "0") or "0") > maskanswers.MAX_WHOLE:
@@ -256,8 +262,9 @@ class Mask:
         for name, value in flow.response.headers.fields:
             lower = name.lower()
             if lower == b"warning" or (proxied and lower.decode("latin-1") not in _FRAMING):
+                mask_value = maskanswers.warning if lower == b"warning" else maskanswers.header
                 text = value.decode("latin-1")
-                value = maskanswers.header(text, exchange.place, self.key, exchange.level).encode("latin-1")
+                value = mask_value(text, exchange.place, self.key, exchange.level).encode("latin-1")
             fields.append((name, value))
         flow.response.headers = http.Headers(fields)
 
@@ -272,10 +279,11 @@ class Mask:
         drop_validators(response.headers)
         self.streams[flow], known.chunks = stream, stream
 
-    def text_masker(self, exchange: Exchange, *, same_length: bool = False) -> TextMasker:
+    def text_masker(self, exchange: Exchange, *, same_length: bool = False, cut_short: bool = False) -> TextMasker:
         """A new one for each stream (stdout, stderr, a log), with a nonce of its own."""
         known = self.memory.known if self.memory is not None else None
-        return TextMasker(self.key, exchange.place, secrets.token_bytes(8), known, same_length=same_length)
+        nonce = secrets.token_bytes(8)
+        return TextMasker(self.key, exchange.place, nonce, known, same_length=same_length, cut_short=cut_short)
 
     def learner(self, known: facts.Facts, exchange: Exchange) -> Callable[[Any], None] | None:
         operation = known.need_operation()
@@ -318,7 +326,10 @@ class Mask:
     ) -> None:
         learner = self.learner(known, exchange)
         work = partial(masked_answer, answer, exchange, self.key, learner)
-        self.replace(answer, known, await asyncio.get_running_loop().run_in_executor(self.workers, work))
+        # A compressed one may be any size; nobody is asked for one.
+        is_huge = len(answer.raw_content or b"") > HUGE or "content-encoding" in answer.headers
+        workers = self.one_by_one if is_huge else self.workers
+        self.replace(answer, known, await asyncio.get_running_loop().run_in_executor(workers, work))
         flow.response.trailers = None
         known.passed.add((self.name, "response"))
 

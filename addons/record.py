@@ -219,14 +219,14 @@ class RecordAddon:
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()
-        if not self.up:
-            self.close()
+        # Here, and not in the task: a script that is loaded again opens the same folder next.
+        self.close()
+        if self.shipper is None and self.spool is None:
             return None
         return asyncio.get_running_loop().create_task(self.end(), name="tollgate record end")
 
     async def end(self) -> None:
-        """Everything is written and signed, and given the chance to leave the machine."""
-        await asyncio.to_thread(self.close)
+        """What is written is given the chance to leave the machine."""
         if self.shipper is not None:
             if not await self.shipper.drained(DRAIN):
                 logger.warning("not all records were shipped yet; the rest goes after the next start")

@@ -21,7 +21,7 @@ from addons.core import (
     policyschema,
 )
 from addons.core import status as statuses
-from addons.core.model import Action, Identity
+from addons.core.model import Action, Identity, Operation
 
 ROOT = Path(__file__).resolve().parents[2]
 HELP = """\
@@ -156,7 +156,21 @@ def explain_request(identity: Identity, paths: Sequence[Path], words: Sequence[s
     screen.row(("=>", 2), (action, 0), (by, 0))
     if verdict.action is not Action.ALLOW:
         screen.line(f"   {statuses.one_line(policy.refusal(verdict, identity, operation).message)}")
+    explain_masking(policies, identity, operation, screen)
     return 0
+
+
+def explain_masking(policies: policy.PolicySet, identity: Identity, operation: Operation, screen: "_Screen") -> None:
+    """Every mask rule, and what of the answer would be masked."""
+    lines = explain.explain_masks(policies, identity, operation)
+    width = max((len(line.rule.full_name) for line in lines), default=0)
+    for line in lines:
+        note = f"{'matches' if line.matches else 'no'}{': ' + line.why if line.why else ''}"
+        screen.row(
+            ("mask", 5), (line.rule.full_name, width), (f"{note}{' (observes only)' if line.observe else ''}", 0)
+        )
+    for said in explain.masking_words(policies, identity, operation):
+        screen.line(f"=> mask: {statuses.one_line(said)}")
 
 
 def schema_text() -> str:

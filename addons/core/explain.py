@@ -3,12 +3,17 @@ Explain: of every rule, whether it matches a request, and if not, the first reas
 
 Each field of a match is asked by itself, with the very functions that decide: a match is the
 conjunction of its fields, so what is said here is what happens there (a property test).
+
+The same for mask rules, and what of the answer is masked in the end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from addons.core import admission, policy
+from addons.core import admission, maskanswers, maskchannels, maskwrites, policy
+from addons.core.maskanswers import Form
+from addons.core.maskfields import FieldPath
+from addons.core.maskpolicy import Mask, MaskLevel, MaskRule
 from addons.core.matching import Glob, Kind, Match, ResourcePattern
 from addons.core.model import Action, Approval, Identity, Impact, Operation
 from addons.core.policy import PolicySet, Rule
@@ -43,6 +48,92 @@ def explain(
             matches, why = _one(policies, rule, identity, operation, objects)
             found.append(Line(rule, one.observe, matches, why))
     return sorted(found, key=lambda line: (-line.rule.action, line.rule.full_name))
+
+
+@dataclass(frozen=True, slots=True)
+class MaskLine:
+    """One mask rule and this request."""
+
+    rule: MaskRule
+    observe: bool
+    matches: bool
+    why: str  # what did not match, or why it shows nothing all the same
+
+
+def explain_masks(policies: PolicySet, identity: Identity, operation: Operation) -> list[MaskLine]:
+    """Every mask rule of every policy, in the order of the files."""
+    kind = Kind(operation)
+    return [
+        MaskLine(rule, one.observe, *_mask_rule(policies, rule, identity, operation, kind))
+        for one in policies.policies
+        for rule in one.masks
+    ]
+
+
+def _mask_rule(
+    policies: PolicySet, rule: MaskRule, identity: Identity, operation: Operation, kind: Kind
+) -> tuple[bool, str]:
+    uncovered = ""
+    for name in _ORDER:
+        value = getattr(rule.match, name)
+        if value is None:
+            continue
+        match = Match(**{name: value})
+        if not (policies.is_about(match, identity) and match.reaches_kind(kind) and match.reaches(operation)):
+            return False, f"{_WORDS.get(name, name)}: {_said(name, value, operation, identity, kind, allow=False)}"
+        if not uncovered and not (match.covers_kind(kind) and match.covers(operation)):
+            uncovered = f"{_WORDS.get(name, name)}: {_said(name, value, operation, identity, kind, allow=True)}"
+    if uncovered and (rule.free_writes or rule.mask is not Mask.ALWAYS):
+        # As maskpolicy.level: in doubt a rule masks, and shows or frees nothing.
+        return True, f"shows nothing, {uncovered}"
+    return True, ""
+
+
+_COMES = {
+    Form.OBJECTS: "what is secret in the answer is masked",
+    Form.EVENTS: "what is secret is masked, event by event",
+    Form.TEXT: "what looks like a secret in the text is masked, as far as it is known",
+    Form.FRAMES: "what looks like a secret in the output is masked, as far as it is known",
+}
+_STREAMS = frozenset({"exec", "attach", "portforward"})
+
+
+def masking_words(policies: PolicySet, identity: Identity, operation: Operation) -> list[str]:
+    """How the answer to this request is masked for this identity. One line each."""
+    info = operation.info
+    if info.subresource in _STREAMS and not info.api_group and not operation.upgrade:
+        operation = replace(operation, upgrade="websocket")  # as kubectl asks for it
+    form = maskanswers.form_of(operation)
+    if form is Form.NOTHING:
+        return ["nothing secret is in the answer, so none of it is masked"]
+    level = policies.mask_level(identity, operation)
+    lines = [_level_words(level, form)]
+    refusal = (
+        maskwrites.comes_back(operation)
+        or maskwrites.reads_back(operation, level)
+        or maskchannels.refusal(operation, level, maskchannels.PROTOCOLS)
+    )
+    if refusal is not None:
+        return [f"refused: {refusal.message}"]
+    if level.free_writes and operation.info.verb in ("update", "patch"):
+        lines.append("masked fields may be set without asking")
+    if (approved := policies.mask_level(identity, operation, approved=True)) != level:
+        lines.append(f"with an approval: {_level_words(approved, form)}")
+    return lines
+
+
+def _level_words(level: MaskLevel, form: Form) -> str:
+    words = [_COMES[form] if level.builtin else ""]
+    if level.masked and form in (Form.OBJECTS, Form.EVENTS):
+        words.append(f"{'also' if level.builtin else 'masked are'} {_paths(level.masked)}")
+    if level.builtin and level.shown:
+        words.append(f"but not {_paths(level.shown)}")
+    return ", ".join(filter(None, words)) or "nothing is masked"
+
+
+def _paths(paths: Sequence[FieldPath]) -> str:
+    shown = ", ".join(path.text for path in paths[:10])
+    return shown if len(paths) <= 10 else f"{shown} and {len(paths) - 10} more"
 
 
 _DEFAULT = Approval()
@@ -98,7 +189,8 @@ def _one(
     for name in _ORDER:
         value = None if asks and name == "uses" else getattr(rule.match, name)
         if value is not None and not _field(policies, rule, Match(**{name: value}), identity, operation, kind):
-            return False, f"{_WORDS.get(name, name)}: {_said(name, value, operation, identity, kind, rule)}"
+            said = _said(name, value, operation, identity, kind, allow=rule.action is Action.ALLOW)
+            return False, f"{_WORDS.get(name, name)}: {said}"
     if policy.never_holds(rule.action, kind):
         return False, "approvals themselves are never held"
     if rule.needs & {"object", "oldObject"} and not admission.has_object(operation):
@@ -116,11 +208,10 @@ def _field(policies: PolicySet, rule: Rule, match: Match, identity: Identity, op
     return match.reaches_kind(kind) and match.reaches(operation)
 
 
-def _said(name: str, value: object, operation: Operation, identity: Identity, kind: Kind, rule: Rule) -> str:
+def _said(name: str, value: object, operation: Operation, identity: Identity, kind: Kind, *, allow: bool) -> str:
     """What the request has, and what the rule lists."""
     info = operation.info
     listed = _listed(value)
-    allow = rule.action is Action.ALLOW
     match name:
         case "agents":
             return f"is for {'agents' if value else 'people'}"

@@ -2,6 +2,7 @@
 More than its share: token buckets and counts of what is open, by key. The clock comes in as `now`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_KEYS = 50_000  # distinct callers remembered; 200 bytes each. Beyond, full buckets are forgotten first
@@ -61,6 +62,18 @@ class Shares:
 
     def of(self, key: str) -> int:
         return self._open.get(key, 0)
+
+
+def fits(held: Iterable[tuple[str, int]], key: str, size: int, most: int) -> bool:
+    """
+    Whether `size` more bytes of this key fit beside what is held, as (key, bytes). Of all room one key gets
+    half, so that one caller does not take it from all others.
+    """
+    total = own = size
+    for other, count in held:
+        total += count
+        own += count if other == key else 0
+    return total <= most and own <= most // 2
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ servers were tried and do not notice).
 import enum
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from addons.core import masking, masktags, resources, status, strict_json
@@ -22,6 +22,10 @@ from addons.core.status import Refusal, Refused
 # bytes of an answer that is looked at as a whole. Parsed it is ten times that in memory; kubectl
 # asks for 500 objects at a time.
 MAX_WHOLE = 64 * 1024 * 1024
+# bytes of all answers at once that are looked at as a whole, from their first byte until the client has taken
+# them; small ones are not counted, of them there are no more than open requests.
+MAX_ALL = 4 * MAX_WHOLE
+SMALL = 256 * 1024
 MAX_PLAIN = 64 * 1024  # bytes of an error that is no JSON: the API server's own are a line
 
 _META = frozenset({Impact.META})
@@ -47,6 +51,13 @@ TOO_LARGE = Refusal(
     "answer-too-large",
     f"mask: the answer has over {MAX_WHOLE // 1024 // 1024} MiB and cannot be masked as a whole; the request itself "
     "was carried out; ask for less at once: limit=500 and continue, a namespace, or a label selector",
+)
+CROWDED = Refusal(
+    503,
+    "answers-crowded",
+    "mask: too many large answers are being masked at this moment, or wait for you to read them, so this one is "
+    "withheld; the request itself was carried out; try again in a moment, or ask for less at once: limit=500 and "
+    "continue, a namespace, or a label selector",
 )
 UNREADABLE = Refusal(
     502,
@@ -90,6 +101,11 @@ def is_proxied(operation: Operation) -> bool:
     """Whether somebody else than an API server answers, in whatever form he likes."""
     info = operation.info
     return info.verb == "proxy" or (not info.api_group and info.subresource == "proxy")
+
+
+def is_cut_short(query: Iterable[str]) -> bool:
+    """Whether a text ends where the client likes (`limitBytes` of a log, a kubelet's too). query: its keys."""
+    return any(key.casefold() == "limitbytes" for key in query)
 
 
 def asks_for_json(operation: Operation) -> bool:
@@ -203,8 +219,13 @@ def relayed(refusal: ServerRefusal, operation: Operation, key: bytes, level: Mas
 
 
 def header(value: str, place: Place, key: bytes, level: MaskLevel) -> str:
-    """The value of a header that carries text (Warning); the very same when nothing is secret."""
+    """The value of a header that carries text; the very same when nothing is secret."""
     return masking.mask_text(value, place, key, level)
+
+
+def warning(value: str, place: Place, key: bytes, level: MaskLevel) -> str:
+    """The value of a Warning header, as `header`. An admission policy's may quote all of the object."""
+    return masking.mask_warning(value, place, key, level)
 
 
 def place_of(operation: Operation) -> Place:

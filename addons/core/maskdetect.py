@@ -373,7 +373,7 @@ def _value_span(text: str, match: re.Match[str], start: int, name: str) -> Span 
     leads = start
     while leads > 0 and text[leads - 1] in _LEADING:
         leads -= 1
-    first = leads == 0 or text[leads - 1] in "\n\x1e" or text[:leads].endswith("export")
+    first = leads == 0 or text[leads - 1] in "\n\x1e" or text.endswith("export", 0, leads)
     if first or text[begin:end].casefold() in _SCHEMES or "authorization" in name.casefold():
         rest = _REST.match(text, begin)
         end = max(end, rest.end() if rest else end)

@@ -54,12 +54,20 @@ _EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR")  # tuples: 
 _TABLES = ("meta.k8s.io/v1", "meta.k8s.io/v1beta1")
 # Columns of Kubernetes' own table of Secrets: name, type, number of keys, age.
 _SECRET_COLUMNS = ("Name", "Namespace", "Type", "Data", "Age", "Created At")
-_CUSTOM_COLUMNS = ("Name", "Namespace", "Age", "Created At")
+# How k8s.io/apimachinery's duration.HumanDuration writes an age.
+_AGE = re.compile(r"(?:\d{1,9}[smhdy]){1,3}|<unknown>|<invalid>")
 
 _LEAST = 6  # letters; nothing shorter holds a name and a value
-# Made by the API server, in every object, never of interest. Kept out of the texts for speed.
+# Made by the API server, in the metadata of every object, never of interest. Kept out of the texts for speed.
 _DULL = frozenset({"uid", "resourceVersion", "creationTimestamp", "apiVersion", "kind", "managedFields"})
-_ARGUMENTS = frozenset({"args", "command"})
+# The same names elsewhere are fields like others, to which a JSON patch can copy a password; only
+# what looks as it should is dull there.
+_DULL_TEXTS = {
+    "uid": re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch,
+    "resourceVersion": re.compile(r"[0-9]{1,20}").fullmatch,
+    "creationTimestamp": _TIME.fullmatch,
+}
+ARGUMENTS = frozenset({"args", "command"})
 _ARGUMENT = re.compile(r"(?P<name>-{0,2}[A-Za-z0-9][A-Za-z0-9_.-]{0,99})=(?P<value>.*)", re.DOTALL)
 _FLAG = re.compile(r"--?[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -146,6 +154,16 @@ def mask_text(text: str, place: Place, key: bytes, level: MaskLevel = maskpolicy
     return maskdetect.redact(text, lambda secret: masktags.tag(key, place, "text", secret))
 
 
+def mask_warning(text: str, place: Place, key: bytes, level: MaskLevel = maskpolicy.EVERYTHING) -> str:
+    """
+    A Warning header (RFC 7234, 5.5). About Secrets and fields of rules only what quotes nothing of an
+    object stays; about everything else what detectors do not find.
+    """
+    if not (level.builtin and place.resource.partition("/")[0] == _SECRETS) and not level.masked:
+        return mask_text(text, place, key, level)
+    return maskmessages.plain_warnings(text, lambda quoted: masktags.tag(key, place, "warning", quoted))
+
+
 def secret_values(content: Any, place: Place) -> list[bytes]:
     """The decoded values in the `data` and `stringData` of Secrets (object, list, Table, event): for Known.learn."""
     if place.resource.partition("/")[0] != _SECRETS:
@@ -179,6 +197,7 @@ class _Masker:
         self._of_secrets = resource.partition("/")[0] == _SECRETS
         self._is_secret = level.builtin and self._of_secrets
         self._is_config_map = resource == _CONFIG_MAPS
+        self._is_scale = resource.endswith("/scale")
         self._has_token = resource in _TOKENS
         self._is_review = resource in _REVIEWS
         self._strict_status = (
@@ -324,10 +343,12 @@ class _Masker:
                 if column not in _SECRET_COLUMNS:
                     self._blank(cell, here, place, ("cells", str(column)))
             elif self._level.masked:
-                # A printer column may show any field, and the answer does not say which: a column
-                # named `Ready` may print the password.
-                if column not in _CUSTOM_COLUMNS:
+                # A printer column may show any field, and the answer does not say which: a column named
+                # `Ready` may print the password, and so may a second column named `Age`.
+                if not _is_own_cell(number, column, cell, place):
                     self._blank(cell, here, place, ("cells", str(column)), rule=True)
+            elif column == "Age" and isinstance(cell, str) and maskdetect.is_random(cell):
+                self._blank(cell, here, place, ("cells", str(column)))
             elif isinstance(cell, str):
                 self._text(cell, here, place, str(column))
         if cells is not None and not isinstance(cells, list):
@@ -398,6 +419,10 @@ class _Masker:
             self._set(((node, "metadata"), "managedFields"), _DROP, counts=False)
         for path in self._level.masked:
             self._field(content, path, node, place)
+        status = content.get("status")
+        if self._is_scale and isinstance(status, dict) and "selector" in status:
+            # The definition may take it from any text of the object (labelSelectorPath).
+            self._blank(status["selector"], ((node, "status"), "selector"), place, ("status", "selector"), rule=True)
 
     def _field(self, content: dict[str, Any], path: FieldPath, node: Node, place: Place) -> None:
         """A field of a rule, with all below it."""
@@ -566,12 +591,12 @@ class _Masker:
                 if kind is str:
                     if inner == "value" and isinstance(name, str):
                         self._named(name, item, (node, inner), place)
-                    elif inner not in _DULL:
+                    elif inner not in _DULL_TEXTS or not _DULL_TEXTS[inner](item):
                         self._text(item, (node, inner), place, inner)
-                elif (kind is dict or kind is list) and item and inner not in _DULL:
+                elif (kind is dict or kind is list) and item:
                     self._walk(item, (node, inner), inner, place)
         elif kind is list:
-            if key in _ARGUMENTS:
+            if key in ARGUMENTS:
                 self._arguments(value, node, place)
                 return
             for number, item in enumerate(value):
@@ -650,7 +675,7 @@ class _Masker:
 def hides_name(steps: tuple[str, ...]) -> bool:
     """Whether a JSON pointer is at an item of a list whose meaning hangs on what stands beside it."""
     for number, step in enumerate(steps[:-1]):
-        if step in _ARGUMENTS and maskfields.is_index(steps[number + 1]):
+        if step in ARGUMENTS and maskfields.is_index(steps[number + 1]):
             return True
     return len(steps) >= 2 and steps[-1] == "value" and maskfields.is_index(steps[-2])
 
@@ -708,6 +733,19 @@ def _rebuilt(content: Any, changes: dict[Any, Any]) -> Any:
 
 def _is_tag(value: Any) -> bool:
     return isinstance(value, str) and masktags.is_tag(value)
+
+
+def _is_own_cell(number: int, column: Any, cell: Any, place: Place) -> bool:
+    """Whether a cell is what the server itself writes: the object's name and namespace, and its age."""
+    if column == "Name":
+        return number == 0 or cell == place.name
+    if column == "Namespace":
+        return bool(cell == place.namespace)
+    return (
+        column in ("Age", "Created At")
+        and isinstance(cell, str)
+        and bool(_AGE.fullmatch(cell) or _TIME.fullmatch(cell))
+    )
 
 
 def _is_delete_option(key: str, value: Any) -> bool:

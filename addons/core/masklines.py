@@ -41,20 +41,24 @@ class EventMasker:
 
     def feed(self, data: bytes) -> bytes:
         """The events that are complete now; b"" when none is. Raises NotAnEvent."""
+        return b"".join(map(self.masked, self.lines(data)))
+
+    def lines(self, data: bytes) -> list[bytes]:
+        """The lines that are complete now, to be given to `masked` in this order. Raises NotAnEvent."""
         last = data.rfind(b"\n") + 1
         if not last:
             self._rest += data
             self._check(len(self._rest))
-            return b""
+            return []
         complete = bytes(self._rest) + data[:last]
         self._rest = bytearray(data[last:])
-        out = []
+        found = []
         for line in complete.split(b"\n")[:-1]:
             self._check(len(line))
             if line.strip():
-                out.append(self._masked(line))
+                found.append(line)
         self._check(len(self._rest))
-        return b"".join(out)
+        return found
 
     def finish(self) -> bytes:
         """At the stream's end: nothing may be left. Raises NotAnEvent."""
@@ -66,7 +70,8 @@ class EventMasker:
         if size > MAX_LINE:
             raise NotAnEvent(f"an event has over {MAX_LINE} bytes")
 
-    def _masked(self, line: bytes) -> bytes:
+    def masked(self, line: bytes) -> bytes:
+        """One event, masked; another thread may do it, if only one line is under way. Raises NotAnEvent."""
         try:
             content = strict_json.loads(line.decode(), line, depth=False)
         except (UnicodeDecodeError, strict_json.NotStrictJSON, RecursionError):

@@ -6,6 +6,7 @@ update of a Job prints the whole pod template, environment included, in Go's own
 """
 
 import re
+from collections.abc import Callable
 
 # What quotes nothing of an object but its name (apimachinery's api/errors and the authorizer).
 _NAME = r'"[A-Za-z0-9.:@/_-]{0,253}"'
@@ -35,6 +36,31 @@ _ECHO = re.compile(
     r"|pod updates may not change fields other than"
     r"|denied the request: "
 )
+# Of a Warning header: code, agent, the text; several are joined by commas.
+_WARNING = re.compile(r'([0-9]{3} [^\s"]{1,100} )"((?:[^"\\]|\\.)*)"(\s*,\s*|\s*$)')
+_FIELD_NAME = r'\\"[A-Za-z0-9._\[\]-]{1,200}\\"'
+# What the server itself says of a request, and of the resource that it is about.
+_PLAIN_WARNING = re.compile(
+    rf"(?:unknown|duplicate) field {_FIELD_NAME}"
+    r"|[a-z0-9./]{1,100} [A-Za-z]{1,100} is deprecated in v[0-9.]+\+(?:, unavailable in v[0-9.]+\+)?"
+    r"(?:; use [a-z0-9./]{1,100} [A-Za-z]{1,100})?"
+)
+
+
+def plain_warnings(text: str, replacement: Callable[[str], str]) -> str:
+    """A Warning header in which each text that is not known to quote nothing is replaced; the very same if none is."""
+    pieces = []
+    at = 0
+    while at < len(text):
+        found = _WARNING.match(text, at)
+        if found is None:
+            # direction: what is no warning in good order may be anything.
+            pieces.append(f'299 - "{replacement(text[at:])}"')
+            return "".join(pieces)
+        said = found[2]
+        pieces.append(found[0] if _PLAIN_WARNING.fullmatch(said) else f'{found[1]}"{replacement(said)}"{found[3]}')
+        at = found.end()
+    return "".join(pieces)
 
 
 def plain_part(message: str, *, strict: bool) -> int:

@@ -21,6 +21,7 @@ MAX_KEY = 32 * 1024  # bytes; a private key that has not ended by then was none
 MIN_HELD = 8  # letters of a last word that is held back when a stream pauses in the middle of a line
 
 _NUL = "\x1e"  # how it looks to the detectors, which find nothing across that
+_BLANKS = (b"\0", b" ", b"\t", b"\n", b"\v", b"\f", b"\r", b'"', b"'", b"`")
 _BREAKS = b"\0 \t\r\n\"'`,;&<>|()[]{}"
 
 
@@ -28,13 +29,23 @@ class TextMasker:
     """Bytes in, masked bytes out. One for each direction of a stream; not thread-safe."""
 
     def __init__(
-        self, key: bytes, place: Place, nonce: bytes, known: Known | None = None, *, same_length: bool = False
+        self,
+        key: bytes,
+        place: Place,
+        nonce: bytes,
+        known: Known | None = None,
+        *,
+        same_length: bool = False,
+        cut_short: bool = False,
     ) -> None:
         """
         nonce: of this stream, random: its tags say nothing beyond it. same_length: every mask is as long
-        as its secret, and tells that length, so that an archive or a dump stays one.
+        as its secret, and tells that length, so that an archive or a dump stays one. cut_short: the
+        client says where the stream ends, so its last word is left out when it may be half of one:
+        half of a known value is known by nobody, and one letter more each time tells all of it.
         """
         self._same_length = same_length
+        self._cut_short = cut_short
         self._key = key
         self._place = place
         self._path = f"text {nonce.hex()}"
@@ -78,6 +89,9 @@ class TextMasker:
         """
         if not self.pending:
             return b""
+        if self._cut_short:
+            at = self._last_word()
+            return self._advance(at) if at > self._sent else b""
         at = len(self._line)
         while at > self._sent and self._line[at - 1] not in _BREAKS:
             at -= 1
@@ -92,8 +106,14 @@ class TextMasker:
 
     def finish(self) -> bytes:
         """The rest, at the stream's end. Nothing may be fed after."""
+        if self._cut_short:
+            self._line = self._line[: max(self._last_word(), self._sent)]
         rest, self._line, sent, self._sent = self._line, b"", self._sent, 0
         return self._masked(rest, sent, len(rest), complete=True)[0] if rest else b""
+
+    def _last_word(self) -> int:
+        """Where the last word begins, as far as nothing that is looked up can reach (addons.core.maskknown)."""
+        return max(self._line.rfind(letter) for letter in _BLANKS) + 1
 
     def _advance(self, upto: int) -> bytes:
         """Pass on an incomplete line to about this place."""

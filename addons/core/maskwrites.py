@@ -10,7 +10,7 @@ not make the API server compare or carry either.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from addons.core import maskdetect, maskfields, masking, masktags, uses
+from addons.core import maskdetect, maskfields, masking, masktags, resources, uses
 from addons.core.impacts import pointer_steps
 from addons.core.maskpolicy import MaskLevel
 from addons.core.model import Operation, RequestInfo
@@ -115,9 +115,9 @@ def _read_by(step: Any, info: RequestInfo, level: MaskLevel) -> str | None:
     kind = step.get("op")
     if kind in ("copy", "move"):
         read = step.get("from")
-        if is_masked(pointer_steps(read), info, level):
+        if is_masked(pointer_steps(read), info, level) or _loses_names(pointer_steps(read), info, level):
             return str(read)
-    if kind == "test" and is_masked(pointer_steps(step.get("path")), info, level):
+    if kind == "test" and (is_masked(pointer_steps(step.get("path")), info, level) or _asks(step, info, level)):
         return str(step.get("path"))
     # A value keeps its place and gets a name under which nobody would mask it.
     written = step.get("path")
@@ -126,11 +126,48 @@ def _read_by(step: Any, info: RequestInfo, level: MaskLevel) -> str | None:
     return None
 
 
+def _loses_names(steps: Sequence[str], info: RequestInfo, level: MaskLevel) -> bool:
+    """
+    Whether a copy from here may lose what tells that it is secret: in a custom resource an item of a list
+    that gets another name next, an argument whose flag goes, a value without the name beside it.
+    """
+    if not steps or not level.builtin or not _is_custom(info) or _is_shown(steps, level):
+        return False
+    return maskfields.is_index(steps[-1]) or steps[-1] == "value" or steps[-1] in masking.ARGUMENTS
+
+
+def _asks(step: Mapping[str, Any], info: RequestInfo, level: MaskLevel) -> bool:
+    """Whether a test compares what would be masked: a guess that is right has the stored value's shape."""
+    if not level.builtin:
+        return False
+    as_written = {"op": "add", "path": step.get("path"), "value": step.get("value")}
+    return _holds_masked(as_written, info, level) or _is_nameless(as_written)
+
+
+def _is_nameless(step: Mapping[str, Any]) -> bool:
+    """Whether an operation brings a random value whose name stands beside it in the object only."""
+    value = step.get("value")
+    return pointer_steps(step.get("path"))[-1:] == ("value",) and isinstance(value, str) and maskdetect.is_random(value)
+
+
+def _holds_masked(step: Mapping[str, Any], info: RequestInfo, level: MaskLevel) -> bool:
+    """Whether anything of what an operation of a JSON patch brings would be masked at its place."""
+    steps = pointer_steps(step.get("path"))
+    if step.get("op") == "add" and steps[-1:] == ("-",) and steps[-2:-1] in (("args",), ("command",)):
+        # One more argument is compared with none that is there, and its flag would stand before it.
+        spec = uses.POD_SPECS.get((info.api_group, info.resource))
+        if spec is not None and _is_in_container(spec, steps):
+            content = {steps[-2]: [step.get("value")]}
+            return bool(masking.mask(content, masktags.place_of(info), _NO_KEY, MaskLevel(shown=level.shown)).count)
+    return bool(masking.mask([step], masktags.place_of(info), _NO_KEY, MaskLevel(shown=level.shown)).count)
+
+
 def _selector(info: RequestInfo, level: MaskLevel) -> Refusal | None:
     """A field selector answers whether a field has a value."""
     for field in selected_fields(info.field_selector):
         steps = tuple(field.split("."))
-        if steps[0] != "metadata" and any(maskfields.touches(path, steps) for path in level.masked):
+        told = level.builtin and not _is_shown(steps, level) and maskdetect.is_secret_name(steps[-1])
+        if steps[0] != "metadata" and (told or any(maskfields.touches(path, steps) for path in level.masked)):
             return Refusal(
                 403,
                 "masked-selector",
@@ -172,8 +209,13 @@ def is_masked(steps: Sequence[str], info: RequestInfo, level: MaskLevel) -> bool
     spec = uses.POD_SPECS.get((info.api_group, info.resource))
     if spec is not None and _is_in_container(spec, steps):
         return True
-    # By its name, in whatever else: a custom resource, a driver's parameters.
-    return bool(steps) and maskdetect.is_secret_name(steps[-1])
+    # By its name, in whatever else: a custom resource, a driver's parameters; or by what stands beside it.
+    names = [step for step in steps if not maskfields.is_index(step)]
+    return bool(names and maskdetect.is_secret_name(names[-1])) or masking.hides_name(tuple(steps))
+
+
+def _is_custom(info: RequestInfo) -> bool:
+    return info.resource not in resources.BUILT_IN.get(info.api_group, ())
 
 
 def _written_as(steps: Sequence[str], info: RequestInfo) -> Sequence[str]:
@@ -221,10 +263,10 @@ def renames(steps: Sequence[str], info: RequestInfo) -> bool:
     name of a variable, the flag before an argument. It would show the value under another name.
     """
     spec = uses.POD_SPECS.get((info.api_group, info.resource))
-    if spec is None or not _is_in_container(spec, steps):
+    if not _is_custom(info) and (spec is None or not _is_in_container(spec, steps)):
         return False
     if len(steps) >= 2 and steps[-1] == "name" and maskfields.is_index(steps[-2]):
-        return len(steps) > len(spec) + 3  # a container's own name is no variable's
+        return spec is None or len(steps) > len(spec) + 3  # a container's own name is no variable's
     return len(steps) >= 2 and steps[-2] in ("args", "command") and maskfields.is_index(steps[-1]) and steps[-1] != "-"
 
 
@@ -301,8 +343,26 @@ def _would_be_masked(body: Any, operation: Operation, level: MaskLevel) -> tuple
     Of other objects: what masking would mask of the body. A guess that is right has the name and
     shape of the stored value, so it is masked exactly if that one is.
     """
-    found = masking.mask(body, masktags.place_of(operation.info), _NO_KEY, MaskLevel(shown=level.shown))
-    return found.fields
+    found = masking.mask(body, masktags.place_of(operation.info), _NO_KEY, MaskLevel(shown=level.shown)).fields
+    return found or tuple(_nameless_values(body, level))
+
+
+def _nameless_values(body: Any, level: MaskLevel) -> Iterator[str]:
+    """Values whose names the patch leaves as they are: `{"value": …}` beside a name that may tell."""
+    for place, text in _strings(body):
+        if (
+            place[-1:] == ("value",)
+            and "name" not in _around(body, place)
+            and maskdetect.is_random(text)
+            and not _is_shown([str(step) for step in place], level)
+        ):
+            yield maskfields.written(place)
+
+
+def _around(body: Any, place: maskfields.Steps) -> Any:
+    for step in place[:-1]:
+        body = body[step]
+    return body
 
 
 def _set_by_step(step: Any, info: RequestInfo, level: MaskLevel) -> Iterator[str]:
@@ -320,7 +380,7 @@ def _set_by_step(step: Any, info: RequestInfo, level: MaskLevel) -> Iterator[str
                 yield maskfields.written(steps)
         elif step.get("op") in ("copy", "move") and is_masked(steps, info, level):
             yield maskfields.written(steps)  # what it brings is not in the request
-        elif masking.mask([step], masktags.place_of(info), _NO_KEY, MaskLevel(shown=level.shown)).count:
+        elif _holds_masked(step, info, level) or _is_nameless(step):
             yield maskfields.written(steps)
 
 

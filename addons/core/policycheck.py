@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import product
 
 from addons.core import impacts, kubectl, resources
+from addons.core.maskpolicy import Mask, MaskRule
 from addons.core.matching import METHOD_VERBS, RESOURCE_VERBS, Glob, Kind, Match, ResourcePattern
 from addons.core.model import Action, Impact, Operation, RequestInfo
 from addons.core.policy import PolicySet, Rule
@@ -30,7 +31,11 @@ def warnings(policies: PolicySet) -> list[str]:
         for rule in rules:
             if id(rule) not in said and (why := _beaten(rule, enforced) or _said_already(rule, rules)):
                 said[id(rule)] = why
-    return [f"{rule.place}: rule {rule.full_name}: {said[id(rule)]}" for rule in rules if id(rule) in said]
+    found = [f"{rule.place}: rule {rule.full_name}: {said[id(rule)]}" for rule in rules if id(rule) in said]
+    masks = [rule for policy in policies.policies for rule in policy.masks]
+    return found + [
+        f"{rule.place}: mask rule {rule.full_name}: {why}" for rule in masks if (why := _idle(rule, masks, policies))
+    ]
 
 
 def nobody_approves(policies: PolicySet) -> str:
@@ -55,6 +60,21 @@ def _never(rule: Rule, policies: PolicySet) -> str:
         return why
     if match.non_resource_urls is None and not _some_kind(rule):
         return "no request has these verbs, resources and impacts together; it never matches"
+    return ""
+
+
+def _idle(rule: MaskRule, masks: Sequence[MaskRule], policies: PolicySet) -> str:
+    """Why a mask rule changes nothing of what is so without any: people see all of it, agents nothing."""
+    agents = rule.match.agents
+    if agents is False and not any(policy.people for policy in policies.policies):
+        return "is for people, and no policy says who people are (`people:`); it never matches"
+    if rule.free_writes:
+        return ""
+    if rule.mask is Mask.NEVER and agents is False and not any(r.mask is not Mask.NEVER and r.mask for r in masks):
+        return "shows to people what no rule masks for them; it has no effect"
+    if rule.mask is Mask.ALWAYS and agents is True and not rule.fields:
+        shows = any(other.mask not in (None, Mask.ALWAYS) and other.match.agents is not False for other in masks)
+        return "" if shows else "masks for agents what no rule shows them; it has no effect"
     return ""
 
 

@@ -155,14 +155,23 @@ def event(key: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def masked(value: str) -> str:
         return masking.mask_text(value, _NOWHERE, key)
 
+    def below(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: below(one) for key, one in value.items()}
+        return masked(value) if isinstance(value, str) else value
+
+    def note(name: str, value: str) -> str:
+        if name == auditevents.OPERATION:
+            found = json.loads(value)
+            changed = below(found)
+            return value if changed == found else json.dumps(changed)
+        return masked(value) if name in _TEXTS else value
+
     def mask(found: dict[str, Any]) -> dict[str, Any]:
         notes = found.get("annotations")
         changed = dict(found)
         if isinstance(notes, Mapping):
-            changed["annotations"] = {
-                name: masked(value) if name in _TEXTS and isinstance(value, str) else value
-                for name, value in notes.items()
-            }
+            changed["annotations"] = {name: note(name, value) for name, value in notes.items()}
         status = found.get("responseStatus")
         if isinstance(status, Mapping) and isinstance(status.get("message"), str):
             changed["responseStatus"] = {**status, "message": masked(status["message"])}

@@ -305,6 +305,15 @@ def requests(events: Iterable[Mapping[str, Any]]) -> list[Request]:
     return list(found.values())
 
 
+_COMMAND = re.compile(r'"claimedCommand":"(kubectl [a-z -]{1,60})"')
+
+
+def _claimed(request: Request) -> str:
+    """What it says of itself, `kubectl get`: of a read no more is known, and it begins with the discovery."""
+    found = _COMMAND.search(request.notes.get(auditevents.OPERATION, ""))
+    return found[1] if found else ""
+
+
 def timeline(events: Iterable[Mapping[str, Any]]) -> list[Command]:
     """The commands of a session, in the order of their first requests."""
     found: dict[str, Command] = {}
@@ -316,7 +325,7 @@ def timeline(events: Iterable[Mapping[str, Any]]) -> list[Command]:
             command = found[key] = Command(key, "", started)
         command.requests.append(request)
         # The last one says most: names and selectors are known by then.
-        command.text = request.notes.get(auditevents.COMMAND) or command.text or request.summary
+        command.text = request.notes.get(auditevents.COMMAND) or command.text or _claimed(request) or request.summary
     return list(found.values())
 
 

@@ -12,6 +12,7 @@ import asyncio
 from typing import Any
 from weakref import WeakValueDictionary
 
+from mitmproxy import ctx
 from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers.http import _http2
@@ -36,6 +37,18 @@ def _waits_too_much(client: Client) -> bool:
     if upgraded is None or not upgraded._paused_event_queue:
         return False
     return sum(len(getattr(event, "data", b"")) for event in upgraded._paused_event_queue) > MOST_UNJUDGED
+
+
+def unsent(client: Client) -> int:
+    """Bytes for this client that it has not taken: what flow control holds back, and what the socket does."""
+    held = 0
+    if (server := _servers.get(client.id)) is not None:
+        held = sum(len(chunk.data) for queue in server.h2_conn.stream_buffers.values() for chunk in queue)
+    handler = ctx.master.addons.get("proxyserver").connections.get(client.id)
+    io = handler.transports.get(client) if handler is not None else None
+    if io is None or io.writer is None:
+        return 0  # it is gone, and with it what was meant for it
+    return held + int(io.writer.transport.get_write_buffer_size())
 
 
 def _holds_too_much(client: Client) -> bool:

@@ -12,7 +12,7 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 
 from addons import mask
-from addons.core import classify, facts, maskanswers, policyfile
+from addons.core import classify, facts, maskanswers, maskdetect, policyfile
 from addons.core.model import Identity
 from addons.mitm import answers, injecting, withholding
 from tests import canaries, http1, http2, proxy
@@ -108,6 +108,12 @@ class Strict(proxy.Releases):
 
     def response(self, flow):
         facts.of(flow).answer_released = ("tollgate_mask", "response") in facts.of(flow).passed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patterns():
+    """Compiling them takes 3 s, and four times that on a busy machine: longer than a request may take here."""
+    maskdetect.warm(None)
 
 
 @pytest.fixture
@@ -264,12 +270,18 @@ async def test_an_error_of_one_line(through):
     assert (answer.status, answer.body) == (404, b"404 page not found\n")
 
 
-async def test_a_warning_is_masked(through):
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "shown"),
+    [
+        pytest.param(SECRET, b"{}", JSON, '299 - "**masked:', id="of a Secret, all of it"),
+        pytest.param(LOG, b"x\n", TEXT, '299 - "unknown field: password=**masked:', id="of else, what is secret"),
+    ],
+)
+async def test_a_warning_is_masked(through, path, body, headers, shown):
     warning = f'299 - "unknown field: password={PASSWORD.decode()}"'
-    for path, body, headers in ((SECRET, b"{}", JSON), (LOG, b"x\n", TEXT)):
-        answer = await through(answering(body, headers=(*headers, ("warning", warning))), asking(path))
-        assert PASSWORD.decode() not in answer.headers["warning"]
-        assert answer.headers["warning"].startswith('299 - "unknown field: password=**masked:')
+    answer = await through(answering(body, headers=(*headers, ("warning", warning))), asking(path))
+    assert PASSWORD.decode() not in answer.headers["warning"]
+    assert answer.headers["warning"].startswith(shown)
 
 
 @pytest.mark.parametrize(("path", "headers"), [(SECRET, JSON), (LOG, TEXT), (f"{NS}/secrets?watch=1", JSON)])
@@ -340,6 +352,33 @@ class Live:
 
 
 WATCH = f"{NS}/secrets?watch=1"
+
+
+async def test_a_large_event_in_a_thread(through, addon):
+    """In its place among the others, though they wait for it."""
+    large = OBJECT | {"metadata": {"name": "large"}, "stringData": {f"k{n}": PASSWORD.decode() for n in range(9000)}}
+    sent = event("one") + json.dumps({"type": "ADDED", "object": large}).encode() + b"\n" + event("two")
+    live = Live()
+
+    async def test(client, before):
+        threads = []
+        work = addon.workers.submit
+        addon.workers.submit = lambda *args: (threads.append(args), work(*args))[1]
+        answer = client.start(WATCH)
+        await live.begun.wait()
+        for at in range(0, len(sent), 16_000):
+            live.send(sent[at : at + 16_000])
+            await asyncio.sleep(0)
+        await answer.until(lambda a: a.body.count(b"\n") == 3)
+        live.send(event("three"), end=True)
+        await answer.until(lambda a: a.ended.is_set())
+        names = [json.loads(line)["object"]["metadata"]["name"] for line in answer.body.splitlines()]
+        assert names == ["one", "large", "two", "three"]
+        assert not canaries.seen_in(bytes(answer.body), [PASSWORD])
+        assert answer.reset is None
+        assert threads
+
+    await through(live, test)
 
 
 async def test_each_event_as_it_comes(through):
@@ -441,6 +480,13 @@ async def test_text_line_by_line(through, path):
     await through(live, test)
 
 
+@pytest.mark.parametrize(("query", "shown"), [("", b"one two"), ("?limitBytes=7", b"one ")])
+async def test_a_log_that_the_client_cuts(through, query, shown):
+    """Its last word may be half of a known value."""
+    answer = await through(answering(b"one two", headers=TEXT), asking(f"{LOG}{query}"))
+    assert (answer.status, answer.body) == (200, shown)
+
+
 async def test_the_length_of_a_text_is_another(through):
     text = b"password=%b\n" % PASSWORD
     answer = await through(answering(text, headers=(*TEXT, ("content-length", str(len(text))))), asking(LOG))
@@ -474,7 +520,7 @@ async def test_a_failure_in_the_middle_of_a_log(through, addon, monkeypatch, cap
 
         finish = idle = lambda self: b""
 
-    monkeypatch.setattr(addon, "text_masker", lambda exchange: Breaks())
+    monkeypatch.setattr(addon, "text_masker", lambda exchange, **more: Breaks())
 
     async def test(client, before):
         answer = client.start(LOG)

@@ -11,7 +11,7 @@ from mitmproxy.websocket import WebSocketData, WebSocketMessage
 from wsproto.frame_protocol import Opcode
 
 from addons import mask
-from addons.core import classify, facts, policyfile
+from addons.core import classify, facts, maskdetect, policyfile
 from addons.core.model import Identity
 from tests import websocket
 
@@ -33,6 +33,12 @@ SECRET = b"Xq9zKw-canary-Pl4mNb7"
 LINE = b"password=" + SECRET + b"\n"
 STATUS = b'\x03{"metadata":{},"status":"Success"}'
 STAMP = ("tollgate_mask", "request")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patterns():
+    """Compiling them takes 3 s, and four times that on a busy machine: longer than a request may take here."""
+    maskdetect.warm(None)
 
 
 class Knows:

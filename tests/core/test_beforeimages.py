@@ -28,7 +28,7 @@ def plan(method, target, body=b"", media="", level=Level.FULL):
         pytest.param(("DELETE", f"{POD}?dryRun=All"), Plan(), id="nothing is deleted"),
         pytest.param(("POST", f"{POD}/eviction", b"{}", JSON), Plan((POD,)), id="eviction"),
         pytest.param(
-            ("DELETE", f"{NS}/pods?labelSelector=a%3Db%26c&fieldSelector=x%3Dy&dryRun="),
+            ("DELETE", f"{NS}/pods?labelSelector=a%3Db%26c&limit=3&fieldSelector=x%3Dy&dryRun="),
             Plan((f"{NS}/pods?labelSelector=a%3Db%26c&fieldSelector=x%3Dy&limit={MAX_IMAGES}",)),
             id="collection",
         ),

@@ -185,3 +185,128 @@ def test_what_is_explained_is_what_is_decided(match, action, when, op, template)
     world = admission.Objects({"object": template, "oldObject": template, "namespaceObject": None})
     [line] = explain.explain(loaded, AGENT, op, world)
     assert line.matches == (loaded.evaluate(AGENT, op, world).rule != "")
+
+
+# Masks
+
+
+def masks(*rules, people=""):
+    text = "\n".join(f"- {{name: m{number}, {rule}}}" for number, rule in enumerate(rules))
+    head = "apiVersion: tollgate.dev/v1alpha1\nkind: Policy\nmetadata: {name: p}\n"
+    some = "rules:\n- {name: a, action: allow, match: {verbs: [get]}}\n"
+    who = f"people: {people}\n" if people else ""
+    return policyfile.parse({"p.yaml": f"{head}{who}{some}{'mask:' if rules else ''}\n{text}\n".encode()})
+
+
+SECRET = operation("get secret db -n shop")
+SECRETS = operation("get secrets -n shop")
+NEVER = "match: {resources: [secrets], namespaces: [shop], resourceNames: [db]}, mask: never"
+FIELD = 'match: {resources: [databases.example.com]}, fields: ["spec.users[*].password"], mask: always'
+
+
+@pytest.mark.parametrize(
+    ("made", "op", "matches", "why"),
+    [
+        pytest.param(NEVER, SECRET, True, "", id="matches"),
+        pytest.param(
+            NEVER,
+            SECRETS,
+            True,
+            "shows nothing, resourceNames: no name, so any of them, is not in [db]",
+            id="what is matched in doubt is not shown",
+        ),
+        pytest.param(
+            NEVER.replace("never", "always"), SECRETS, True, "", id="what is matched in doubt is masked, though"
+        ),
+        pytest.param(NEVER, GET, False, "resources: pods is none of [secrets]", id="another resource"),
+        pytest.param(
+            "match: {resources: [secrets], subjects: [people]}, mask: always",
+            SECRET,
+            False,
+            "subjects: is for people",
+            id="people's",
+        ),
+    ],
+)
+def test_mask_rules(made, op, matches, why):
+    [line] = explain.explain_masks(masks(made), AGENT, op)
+    assert (line.matches, line.why) == (matches, why)
+
+
+WHOLE = "what is secret in the answer is masked"
+
+
+@pytest.mark.parametrize(
+    ("rules", "line", "said"),
+    [
+        pytest.param([], "get secret db -n shop", [WHOLE], id="an agent, without a rule"),
+        pytest.param([], "get --raw /version", ["nothing secret is in the answer, so none of it is masked"], id="page"),
+        pytest.param(
+            [],
+            "get --raw /api/v1/namespaces/shop/secrets?watch=true",
+            ["what is secret is masked, event by event"],
+            id="a watch",
+        ),
+        pytest.param(
+            [],
+            "get --raw /api/v1/namespaces/shop/pods/web-1/log",
+            ["what looks like a secret in the text is masked, as far as it is known"],
+            id="a log",
+        ),
+        pytest.param(
+            [],
+            "get --raw /api/v1/namespaces/shop/pods/web-1/exec?command=sh",
+            ["what looks like a secret in the output is masked, as far as it is known"],
+            id="exec",
+        ),
+        pytest.param([NEVER], "get secret db -n shop", ["nothing is masked"], id="shown"),
+        pytest.param([NEVER], "get secrets -n shop", [WHOLE], id="shown elsewhere"),
+        pytest.param(
+            [NEVER.replace("never", "approved")],
+            "get secret db -n shop",
+            [WHOLE, "with an approval: nothing is masked"],
+            id="break-glass",
+        ),
+        pytest.param(
+            [FIELD],
+            "GET /apis/example.com/v1/namespaces/shop/databases/main",
+            [f"{WHOLE}, also spec.users[*].password"],
+            id="a field",
+        ),
+        pytest.param(
+            ["match: {resources: [secrets]}, fields: [data.user], mask: never"],
+            "get secret db -n shop",
+            [f"{WHOLE}, but not data.user"],
+            id="a field that is shown",
+        ),
+        pytest.param(
+            ["match: {resources: [secrets]}, writes: allow"],
+            'patch secret db -n shop -p {"stringData":{"a":"b"}}',
+            [WHOLE, "masked fields may be set without asking"],
+            id="free writes",
+        ),
+    ],
+)
+def test_what_of_the_answer_is_masked(rules, line, said):
+    assert explain.masking_words(masks(*rules), AGENT, operation(line)) == said
+
+
+def test_what_is_masked_for_people():
+    some = masks(FIELD, people="'true'")
+    database = operation("GET /apis/example.com/v1/namespaces/shop/databases/main")
+    assert explain.masking_words(some, AGENT, database) == ["masked are spec.users[*].password"]
+    assert explain.masking_words(some, AGENT, SECRET) == ["nothing is masked"]
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ('patch secret db -n shop --type=json -p [{"op":"test","path":"/data/a","value":"x"}]', "a JSON patch test of"),
+        ('patch secret db -n shop -p {"data":{"a":"**masked:1a2b3c4d**"}}', "data.a holds a masked value"),
+        ("get --raw /api/v1/namespaces/shop/pods/web-1/portforward", "a port-forward cannot be masked"),
+    ],
+)
+def test_what_masking_refuses(line, cause):
+    [said] = explain.masking_words(masks(), AGENT, operation(line))
+    assert said.startswith("refused: mask: ")
+    assert cause in said

@@ -204,3 +204,11 @@ def test_what_cannot_be_masked_is_not_relayed(body, key):
     )
     assert PASSWORD not in shown.body
     assert json.loads(shown.body)["code"] == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "cut"),
+    [(["follow", "limitBytes"], True), (["LIMITBYTES"], True), (["tailLines"], False), ([], False)],
+)
+def test_a_text_that_the_client_cuts(query, cut):
+    assert maskanswers.is_cut_short(query) is cut

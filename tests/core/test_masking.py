@@ -498,6 +498,89 @@ def test_cells_may_print_a_field_of_a_rule():
     assert masktags.is_tag(cells[1])
 
 
+@pytest.mark.parametrize(
+    ("number", "column", "cell", "shown"),
+    [
+        pytest.param(0, "Name", "main", True, id="its name"),
+        pytest.param(1, "Name", "hunter2", False, id="another name"),
+        pytest.param(1, "Name", "main", True, id="its name again"),
+        pytest.param(1, "Namespace", "shop", True, id="its namespace"),
+        pytest.param(1, "Namespace", "hunter2", False, id="another namespace"),
+        *(pytest.param(2, "Age", age, True, id=age) for age in ("5d", "3h12m", "10s", "2y10d", "<unknown>")),
+        pytest.param(2, "Age", "hunter2", False, id="no age"),
+        pytest.param(2, "Age", 1234, False, id="a number"),
+        pytest.param(2, "Created At", "2026-01-01T00:00:00Z", True, id="a time"),
+        pytest.param(2, "Created At", "hunter2", False, id="no time"),
+        pytest.param(2, "Ready", "hunter2", False, id="any other"),
+    ],
+)
+def test_a_column_may_call_itself_what_it_likes(number, column, cell, shown):
+    columns = [{"name": "other"}] * number + [{"name": column}]
+    row = {"cells": ["x"] * number + [cell], "object": {"metadata": {"name": "main", "namespace": "shop"}}}
+    table = {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": columns, "rows": [row]}
+    found = mask(table, DATABASES, FIELD)["rows"][0]["cells"][number]
+    assert (found == cell) is shown, found
+
+
+def test_an_age_that_is_a_password():
+    cells = ["main", "Xq9zKw-Pl4mNb77"]
+    columns = [{"name": "Name"}, {"name": "Age"}]
+    table = {
+        "kind": "Table",
+        "apiVersion": "meta.k8s.io/v1",
+        "columnDefinitions": columns,
+        "rows": [{"cells": cells, "object": None}],
+    }
+    shown = mask(table, DATABASES)["rows"][0]["cells"]
+    assert (shown[0], masktags.is_tag(shown[1])) == ("main", True)
+
+
+@pytest.mark.parametrize(
+    "field", ["kind", "apiVersion", "uid", "resourceVersion", "creationTimestamp", "managedFields"]
+)
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: {"x": [text]}], ids=["text", "map"])
+def test_fields_that_are_dull_in_metadata_only(field, wrap):
+    """A JSON patch can copy a password into any of them."""
+    url = "postgres://app:Xq9zKwPl4@db:5432/x"
+    content = {"metadata": {"name": "main"}, "spec": {"a": {field: wrap(url)}, field: wrap(url)}}
+    assert b"Xq9zKwPl4" not in masking.dumps(mask(content, DATABASES))
+
+
+def test_dull_fields_stay():
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "uid": "5c2e9b0e-6d0c-4a6d-9a43-0123456789ab"}
+    content = {
+        "metadata": {"name": "a", "ownerReferences": [owner]},
+        "spec": {"claimRef": owner | {"resourceVersion": "7"}},
+    }
+    assert mask(content, PODS) is content
+
+
+def test_a_scale_may_print_a_field_of_a_rule():
+    content = {"metadata": {"name": "main"}, "spec": {"replicas": 1}, "status": {"replicas": 1, "selector": "hunter2"}}
+    shown = mask(content, Place("databases.example.com/scale", "shop", "main"), FIELD)
+    assert masktags.is_tag(shown["status"]["selector"])
+    assert shown["spec"] == {"replicas": 1}
+    assert mask(content, Place("databases.example.com/scale", "shop", "main")) is content
+
+
+WARNED = '299 - "Validation failed for ValidatingAdmissionPolicy: it has hunter2"'
+
+
+@pytest.mark.parametrize(
+    ("place", "level", "shown"),
+    [
+        pytest.param(SECRETS, maskpolicy.EVERYTHING, False, id="a Secret's"),
+        pytest.param(SECRETS, maskpolicy.NOTHING, True, id="for whom nothing is masked"),
+        pytest.param(DATABASES, FIELD, False, id="with fields of a rule"),
+        pytest.param(DATABASES, MaskLevel(builtin=False, masked=FIELD.masked), False, id="with these only"),
+        pytest.param(PODS, maskpolicy.EVERYTHING, True, id="a pod's, of no shape"),
+    ],
+)
+def test_warnings(place, level, shown):
+    assert (masking.mask_warning(WARNED, place, KEY, level) == WARNED) is shown
+    assert "password=x" not in masking.mask_warning('299 - "password=x1y2z3"', PODS, KEY)
+
+
 def test_a_custom_resource_that_looks_like_a_list_or_a_table():
     for kind, version in (("AllowList", "x.io/v1"), ("Table", "meta.k8s.io/v1"), ("Status", "v1"), ("", "")):
         for metadata in ({}, {"name": "main"}):

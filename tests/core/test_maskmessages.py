@@ -1,6 +1,6 @@
 import pytest
 
-from addons.core.maskmessages import plain_part
+from addons.core.maskmessages import plain_part, plain_warnings
 
 PLAIN = [
     'secrets "db" not found',
@@ -81,3 +81,27 @@ def test_everything_else_is_cut(message, shown):
 )
 def test_of_workloads_what_prints_a_template_is_cut(message, shown):
     assert message[: plain_part(message, strict=False)] == (message if shown is None else shown)
+
+
+FIELD = r'299 - "unknown field \"metadata.nonsense\""'
+OLD = '299 - "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"'
+
+
+@pytest.mark.parametrize(
+    ("header", "shown"),
+    [
+        pytest.param(FIELD, FIELD, id="a field"),
+        pytest.param(OLD, OLD, id="an old version"),
+        pytest.param(f"{FIELD}, {OLD}", f"{FIELD}, {OLD}", id="both"),
+        pytest.param('299 - "it has hunter2"', '299 - "***"', id="anything"),
+        pytest.param(f'{FIELD}, 299 - "it has hunter2", {OLD}', f'{FIELD}, 299 - "***", {OLD}', id="one of them"),
+        pytest.param(r'299 - "a\" hunter2"', '299 - "***"', id="an escaped quote"),
+        pytest.param("hunter2", '299 - "***"', id="no warning"),
+        pytest.param(f"{FIELD} hunter2", '299 - "***"', id="something behind"),
+        pytest.param(f'{FIELD}, 299 - "hunter2', f'{FIELD}, 299 - "***"', id="half of one"),
+        pytest.param(r'299 - "unknown field \"hunter2 x\""', '299 - "***"', id="a field with a blank"),
+        pytest.param("", "", id="nothing"),
+    ],
+)
+def test_warnings(header, shown):
+    assert plain_warnings(header, lambda _: "***") == shown

@@ -182,6 +182,29 @@ def test_release_passes_on_all_of_it():
     assert b"Kw" not in one.feed(b"Kw\n")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param(b"it is %b" % VALUE[:9], b"it is ", id="half of a word"),
+        pytest.param(VALUE[:9], b"", id="nothing but half of one"),
+        pytest.param(b"first\nsecond wo", b"first\nsecond ", id="of a later line"),
+        pytest.param(b'{"a":"%b' % VALUE[:9], b'{"a":"', id="behind a quote"),
+        pytest.param(b"a=%b" % VALUE[:9], b"", id="with its name"),
+        pytest.param(b"whole words \n", b"whole words \n", id="a whole line"),
+        pytest.param(b"a blank ", b"a blank ", id="a blank at the end"),
+    ],
+)
+@pytest.mark.parametrize("pauses", [False, True])
+def test_a_text_cut_short_keeps_its_last_word_back(text, shown, pauses):
+    """Else one letter more each time tells a value that is known only as a whole."""
+    for size in (1, 4, 1000):
+        one = TextMasker(KEY, PLACE, b"n", known(VALUE), cut_short=True)
+        out = b""
+        for piece in split(text, size):
+            out += one.feed(piece) + (one.idle() if pauses else b"")
+        assert out + one.finish() == shown
+
+
 def test_nul_ends_a_secret():
     """/proc/1/environ"""
     out = masker().feed(b"PATH=/bin\0DB_PASSWORD=swordfish\0HOME=/root\0TOKEN=Xq9z\0LANG=C\n")

@@ -16,6 +16,8 @@ SECRETS = "/api/v1/namespaces/shop/secrets"
 DEPLOYMENT = "/apis/apps/v1/namespaces/shop/deployments/web"
 CONFIG_MAP = "/api/v1/namespaces/shop/configmaps/web"
 DATABASE = "/apis/example.com/v1/namespaces/shop/databases/main"
+CLAIM = "/apis/resource.k8s.io/v1/namespaces/shop/resourceclaims/gpu"
+PARAMETERS = "/spec/devices/config/0/opaque/parameters"
 RULE = MaskLevel(masked=(maskfields.parse("spec.users[*].password"),))
 TEMPLATE = "/spec/template/spec"
 LAST = masking.LAST_APPLIED
@@ -171,12 +173,115 @@ def test_json_patches_of_a_secret_that_read_nothing(one):
         pytest.param("/apis/apps/v1/namespaces/a/controllerrevisions/x", "/data/spec", True, id="an old template"),
         pytest.param(DATABASE, "/spec/adminPassword", True, id="a telling name in a custom resource"),
         pytest.param(DATABASE, "/spec/size", False, id="another field of it"),
+        pytest.param(DATABASE, "/spec/passwords/0", True, id="an item of a list with a telling name"),
+        pytest.param(DATABASE, "/spec/env/0/value", True, id="a value beside its name"),
+        pytest.param(DATABASE, "/spec/env/-1/value", True, id="the last one"),
+        pytest.param(DATABASE, "/spec/args/1", True, id="an argument in a custom resource"),
+        pytest.param(CLAIM, f"{PARAMETERS}/env/0/value", True, id="a value in a driver's parameters"),
+        pytest.param(CLAIM, f"{PARAMETERS}/size", False, id="another of them"),
     ],
 )
 @pytest.mark.parametrize("op", ["copy", "move", "test"])
 def test_json_patches_that_read_something_else(op, target, pointer, refused):
     one = step(op, pointer, value="x") if op == "test" else step(op, "/metadata/labels/leak", **{"from": pointer})
     assert (maskwrites.reads_back(patch(target, [one], "json"), EVERYTHING) is not None) is refused
+
+
+@pytest.mark.parametrize(
+    ("pointer", "refused"),
+    [
+        pytest.param("/spec/env/0", True, id="an item, whose name can be changed next"),
+        pytest.param("/spec/header/value", True, id="a value without the name beside it"),
+        pytest.param("/spec/args", True, id="arguments, whose flag can go next"),
+        pytest.param("/spec/env", False, id="a list with its names"),
+        pytest.param("/spec", False, id="all with all names"),
+    ],
+)
+@pytest.mark.parametrize("op", ["copy", "move"])
+def test_a_copy_in_a_custom_resource_keeps_its_names(op, pointer, refused):
+    one = step(op, "/spec/other", **{"from": pointer})
+    assert (maskwrites.reads_back(patch(DATABASE, [one], "json"), EVERYTHING) is not None) is refused
+    elsewhere = MaskLevel(builtin=False, masked=(maskfields.parse("status.token"),))
+    assert maskwrites.reads_back(patch(DATABASE, [one], "json"), elsewhere) is None
+
+
+GUESS = "Xq9zKw-Pl4mNb77"
+
+
+@pytest.mark.parametrize(
+    ("target", "pointer", "value", "refused"),
+    [
+        pytest.param(DATABASE, "/spec", {"inner": {"password": GUESS}}, True, id="above a telling name"),
+        pytest.param(DATABASE, "/spec", {"size": 3, "name": "x"}, False, id="nothing secret below"),
+        pytest.param(DATABASE, "/spec/passwords/0", GUESS, True, id="an item"),
+        pytest.param(DATABASE, "/spec/header/value", GUESS, True, id="a value whose name is not in the patch"),
+        pytest.param(DATABASE, "/spec/header/value", "info", False, id="a value that is no secret's"),
+        pytest.param(DATABASE, "/spec/url", f"postgres://u:{GUESS}@db/x", True, id="a secret by its shape"),
+        pytest.param(DATABASE, "/spec/env/0", {"name": "DB_PASSWORD", "value": "x"}, True, id="a variable"),
+        pytest.param("/api/v1/namespaces/a/services/b", "/spec/type", "ClusterIP", False, id="something else"),
+    ],
+)
+def test_a_test_of_what_would_be_masked(target, pointer, value, refused):
+    request = patch(target, [step("test", pointer, value=value)], "json")
+    assert (maskwrites.reads_back(request, EVERYTHING) is not None) is refused
+
+
+@pytest.mark.parametrize(
+    ("one", "refused"),
+    [
+        pytest.param(step("replace", "/spec/env/0/name", value="LOG_LEVEL"), True, id="a variable"),
+        pytest.param(step("remove", "/spec/env/0/name"), True, id="no name"),
+        pytest.param(step("add", "/spec/args/1", value="x"), True, id="an argument between"),
+        pytest.param(step("add", "/spec/args/-", value="x"), False, id="an argument more"),
+        pytest.param(step("replace", "/spec/secretRef/name", value="x"), False, id="the name of something else"),
+    ],
+)
+def test_another_name_in_a_custom_resource(one, refused):
+    assert (maskwrites.reads_back(patch(DATABASE, [one], "json"), EVERYTHING) is not None) is refused
+
+
+def test_names_of_ports_may_change():
+    one = step("replace", "/spec/ports/0/name", value="http")
+    assert maskwrites.reads_back(patch("/api/v1/namespaces/a/services/b", [one], "json"), EVERYTHING) is None
+
+
+@pytest.mark.parametrize(
+    ("selector", "refused"),
+    [("spec.password=x", True), ("a.apiToken!=x", True), ("metadata.name=password", False), ("spec.size=3", False)],
+)
+def test_field_selectors_on_telling_names(selector, refused):
+    request = operation("GET", f"/apis/example.com/v1/databases?fieldSelector={selector}")
+    assert (maskwrites.reads_back(request, EVERYTHING) is not None) is refused
+    shown = MaskLevel(shown=(maskfields.parse("spec.password"), maskfields.parse("a")))
+    assert maskwrites.reads_back(request, shown) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "fields"),
+    [
+        pytest.param({"spec": {"header": {"value": GUESS}}}, "merge", ("spec.header.value",), id="alone"),
+        pytest.param({"spec": {"header": {"name": "LEVEL", "value": GUESS}}}, "merge", (), id="with a plain name"),
+        pytest.param({"spec": {"header": {"value": "info"}}}, "merge", (), id="no secret's"),
+        pytest.param([step("replace", "/spec/header/value", value=GUESS)], "json", ("spec.header.value",), id="JSON"),
+        pytest.param([step("replace", "/spec/header/value", value="info")], "json", (), id="JSON, no secret's"),
+    ],
+)
+def test_a_value_whose_name_is_not_in_the_patch(body, kind, fields):
+    assert maskwrites.sets_masked_field(patch(DATABASE, body, kind), EVERYTHING) == fields
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "value", "held"),
+    [
+        pytest.param(DEPLOYMENT, f"{TEMPLATE}/containers/0/args/-", "--more", False, id="plain"),
+        pytest.param(DEPLOYMENT, f"{TEMPLATE}/containers/0/args/-", f"--token={GUESS}", True, id="with a secret"),
+        pytest.param(DEPLOYMENT, f"{TEMPLATE}/containers/0/args/0", "--more", True, id="in place of one"),
+        pytest.param(DATABASE, "/spec/args/-", "--more", True, id="a custom list, which may be a set"),
+    ],
+)
+def test_one_more_argument(target, path, value, held):
+    request = patch(target, [step("add", path, value=value)], "json")
+    assert bool(maskwrites.sets_masked_field(request, EVERYTHING)) is held
 
 
 @pytest.mark.parametrize(

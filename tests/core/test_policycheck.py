@@ -146,3 +146,67 @@ def test_many_rules_are_not_compared():
     before = time.process_time()
     assert warnings(*rules, rules[0]) == []
     assert time.process_time() - before < 20
+
+
+PEOPLE = "people: 'true'\n"
+SHOWS = "{name: s, match: {resources: [pods], subjects: [agents]}, mask: never}"
+
+
+@pytest.mark.parametrize(
+    ("people", "rules", "said"),
+    [
+        pytest.param(
+            "",
+            ["{name: m, match: {resources: [pods], subjects: [people]}, mask: always}"],
+            "is for people, and no policy says who",
+            id="nobody is people",
+        ),
+        pytest.param(
+            PEOPLE,
+            ["{name: m, match: {resources: [pods], subjects: [people]}, mask: never}"],
+            "shows to people what no rule masks",
+            id="people see it anyway",
+        ),
+        pytest.param(
+            PEOPLE,
+            [
+                "{name: m, match: {resources: [pods], subjects: [people]}, mask: never}",
+                "{name: n, match: {resources: [pods]}, mask: always}",
+            ],
+            None,
+            id="not where a rule masks it",
+        ),
+        pytest.param(
+            "",
+            ["{name: m, match: {resources: [pods], subjects: [agents]}, mask: always}"],
+            "masks for agents what no rule shows",
+            id="agents do not see it anyway",
+        ),
+        pytest.param(
+            "",
+            ["{name: m, match: {resources: [pods], subjects: [agents]}, mask: always}", SHOWS],
+            None,
+            id="not where a rule shows it",
+        ),
+        pytest.param(
+            "",
+            ["{name: m, match: {resources: [pods], subjects: [agents]}, fields: [spec.x], mask: always}"],
+            None,
+            id="fields",
+        ),
+        pytest.param(
+            "", ["{name: m, match: {resources: [pods], subjects: [agents]}, writes: allow}"], None, id="free writes"
+        ),
+    ],
+)
+def test_mask_rules_without_effect(people, rules, said):
+    head = f"apiVersion: tollgate.dev/v1alpha1\nkind: Policy\nmetadata: {{name: p}}\n{people}"
+    rule = "rules:\n- {name: a, action: allow, match: {verbs: [get]}}\n"
+    text = head + rule + "mask:\n" + "".join(f"- {one}\n" for one in rules)
+    found = policycheck.warnings(policyfile.parse({"f.yaml": text.encode()}))
+    if said is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert ": mask rule p/m: " in found[0]
+        assert said in found[0]

@@ -47,6 +47,7 @@ REQUEST = [
     ("tollgate_block", "request"),
     ("tollgate_approve", "request"),
     ("tollgate_mask", "request"),
+    ("tollgate_record", "request"),
     ("tollgate_upstream", "request"),
     ("tollgate_last_word", "request"),
 ]
@@ -57,6 +58,7 @@ HEAD = [
     ("tollgate_block", "responseheaders"),
     ("tollgate_approve", "responseheaders"),
     ("tollgate_mask", "responseheaders"),
+    ("tollgate_record", "responseheaders"),
     ("tollgate_upstream", "responseheaders"),
     ("tollgate_last_word", "responseheaders"),
 ]
@@ -68,6 +70,7 @@ END = [
     ("tollgate_block", "response"),
     ("tollgate_approve", "response"),
     ("tollgate_mask", "response"),
+    ("tollgate_record", "response"),
     ("tollgate_upstream", "response"),
     ("tollgate_last_word", "response"),
 ]
@@ -76,6 +79,7 @@ FRAME = [
     ("tollgate_guard", "websocket_message"),
     ("tollgate_authenticate", "websocket_message"),
     ("tollgate_mask", "websocket_message"),
+    ("tollgate_record", "websocket_message"),
     ("tollgate_last_word", "websocket_message"),
 ]
 RAW = [
@@ -83,6 +87,7 @@ RAW = [
     ("tollgate_guard", "tcp_message"),
     ("tollgate_authenticate", "tcp_message"),
     ("tollgate_mask", "tcp_message"),
+    ("tollgate_record", "tcp_message"),
     ("tollgate_last_word", "tcp_message"),
 ]
 # Connections, before anything is sent on them: what is judged passes, nothing else does.
@@ -104,6 +109,7 @@ AFTER_ERROR = [
     ("tollgate_block", "error"),
     ("tollgate_approve", "error"),
     ("tollgate_mask", "error"),
+    ("tollgate_record", "error"),
     ("tollgate_last_word", "error"),
 ]
 AFTER_WEBSOCKET = [
@@ -111,6 +117,7 @@ AFTER_WEBSOCKET = [
     ("tollgate_block", "websocket_end"),
     ("tollgate_approve", "websocket_end"),
     ("tollgate_mask", "websocket_end"),
+    ("tollgate_record", "websocket_end"),
     ("tollgate_last_word", "websocket_end"),
 ]
 # Start and configuration. At the start the process leaves; when a script is loaded again while running,
@@ -134,6 +141,9 @@ LIFECYCLE = [
     ("tollgate_mask", "load", "refused"),
     ("tollgate_mask", "configure", "refused"),
     ("tollgate_mask", "running", "judged"),  # without threads of its own, and patterns compiled when first used
+    ("tollgate_record", "load", "refused"),
+    ("tollgate_record", "configure", "refused"),
+    ("tollgate_record", "running", "judged"),  # it writes; only what is kept long is not tidied up
     ("tollgate_upstream", "load", "refused"),
     ("tollgate_upstream", "configure", "refused"),
     ("tollgate_upstream", "running", "judged"),  # the API server's credential is kept fresh by another's start of it
@@ -149,6 +159,7 @@ DONE = [
     ("tollgate_block", "done"),
     ("tollgate_approve", "done"),
     ("tollgate_mask", "done"),
+    ("tollgate_record", "done"),
 ]
 
 
@@ -611,7 +622,7 @@ def test_an_exception_when_a_script_is_left(make_stage, addon, hook, leave):
     assert one.gateway.process.returncode == 0  # it leaves when told to, and had not to be killed
 
 
-SCRIPTS = ["guard", "authenticate", "classify", "block", "approve", "mask", "upstream"]
+SCRIPTS = ["guard", "authenticate", "classify", "block", "approve", "mask", "record", "upstream"]
 
 
 def is_refused(stage):

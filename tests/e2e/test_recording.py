@@ -168,11 +168,11 @@ def test_the_incident(controlplane, gateway_kubeconfig, tmp_path, tmp_path_facto
     code, timeline = run(show, folder, "--recordings", root)
     assert code == 0, timeline
     commands = [
-        "kubectl get all",
-        "kubectl delete deployment web",
+        "kubectl get",
+        "kubectl delete deployments.apps web",
         "kubectl delete configmaps --all",
-        "kubectl delete secret db",
-        f"kubectl delete namespace {namespace}",
+        "kubectl delete secrets db",
+        f"kubectl delete namespaces {namespace}",
     ]
     places = [timeline.find(command) for command in commands]
     assert -1 not in places, timeline
@@ -180,7 +180,7 @@ def test_the_incident(controlplane, gateway_kubeconfig, tmp_path, tmp_path_facto
     events = recordings.read_events(recordings.DiskFolder(folder)).events
     deletes = [e for e in events if e["verb"] == "delete" and e["stage"] == "RequestReceived"]
     order = [e["objectRef"]["name"] for e in deletes]
-    assert (order[0], order[1:4], order[4:]) == ("web", ["note-0", "note-1", "note-2"], ["db", namespace])
+    assert order == ["web", "kube-root-ca.crt", "note-0", "note-1", "note-2", "db", namespace]
     assert {e["user"]["username"] for e in deletes} == {AGENT}
     (token,) = {auditevents.notes_of(e)[auditevents.CREDENTIAL] for e in deletes}
     assert token == claims_of(assistant.token)["jti"]
@@ -246,7 +246,8 @@ def test_what_was_there_before(stage, namespace, method, path, images):
 
 def test_what_was_in_a_namespace(stage, namespace):
     """Masked as each kind is, and without what comes back by itself."""
-    until(lambda: stage.cluster.pods(namespace), stage.gateway)
+    made = f"/api/v1/namespaces/{namespace}/pods"
+    until(lambda: stage.cluster.api("GET", made)["items"], stage.gateway)
     assert stage.request("DELETE", f"/api/v1/namespaces/{namespace}").status == 200
     event = stage.wait_for(lambda e: e["objectRef"].get("name") == namespace and e["verb"] == "delete")
     found = auditevents.before_of(event)
@@ -312,7 +313,9 @@ def test_secrets_are_nowhere(stage, namespace):
 def test_an_exec_is_an_asciicast(stage, controlplane):
     pod = controlplane.pods("shop", "")[0]
     stage.kubectl("exec", pod, "-n", "shop", "--", "sh", "-c", "echo hello; echo oops >&2")
-    event = stage.wait_for(lambda e: e["objectRef"].get("subresource") == "exec" and e["stage"] == "ResponseComplete")
+    event = stage.wait_for(
+        lambda e: e.get("objectRef", {}).get("subresource") == "exec" and e["stage"] == "ResponseComplete"
+    )
     (file,) = stage.root.rglob(f"exec-{event['auditID']}.cast")
     header, *lines = (json.loads(line) for line in file.read_text().splitlines())
     # https://docs.asciinema.org/manual/asciicast/v2/: what a player needs.
@@ -340,7 +343,7 @@ def test_mitmdump_reads_it(stage, namespace):
     seen = ""
     for flows in stage.root.rglob("*.mitm"):
         done = subprocess.run(
-            [program, "-nr", flows, "--set", f"confdir={stage.gateway.folder / 'mitm'}"],
+            [program, "-nr", flows, "--set", "flow_detail=2", "--set", f"confdir={stage.gateway.folder / 'mitm'}"],
             capture_output=True,
             text=True,
             timeout=60,
@@ -407,32 +410,40 @@ def small_disk(folder):
         subprocess.run(["umount", "-l", str(folder)], timeout=10, check=True)
 
 
-def test_a_full_disk_and_a_read_only_one(controlplane, gateway_kubeconfig, tmp_path, namespace):
+def test_a_full_disk(controlplane, gateway_kubeconfig, tmp_path, namespace):
     """Writes stop, reads do not; and it goes on by itself."""
     root, path = tmp_path / "recordings", f"/api/v1/namespaces/{namespace}/configmaps"
     with (
-        small_disk(root) as remount,
+        small_disk(root),
         start(tmp_path, gateway_kubeconfig, "--", "--set", "tollgate_record_reserve=0") as one,
     ):
         stage = Stage(one, controlplane)
         assert stage.create(path)[0] == 201
-        for spoil, mend in (
-            (lambda: fill_up(root / "ballast"), (root / "ballast").unlink),
-            (lambda: remount("ro,size=16m"), lambda: remount("rw,size=16m")),
-        ):
-            spoil()
-            until(lambda: stage.create(path)[0] == 503, one)  # the last page of a file may have had room
-            refused = [stage.create(path) for _ in range(5)]
-            assert {code for code, _ in refused} == {503}
-            assert stage.request("GET", path).status == 200
-            mend()
-            until(lambda: stage.create(path)[0] == 201, one)
-            there = {item["metadata"]["name"] for item in controlplane.api("GET", path)["items"]}
-            assert there.isdisjoint(name for _, name in refused)
+        fill_up(root / "ballast")
+        until(lambda: stage.create(path)[0] == 503, one)  # the last page of a file may have had room
+        refused = [stage.create(path) for _ in range(5)]
+        assert {code for code, _ in refused} == {503}
+        assert stage.request("GET", path).status == 200
+        (root / "ballast").unlink()
+        until(lambda: stage.create(path)[0] == 201, one)
+        there = {item["metadata"]["name"] for item in controlplane.api("GET", path)["items"]}
+        assert there.isdisjoint(name for _, name in refused)
         one.stop()
         code, text = run(verify, root)
         assert code == 0, text
         assert "Traceback" not in one.log
+
+
+def test_a_read_only_disk(gateway_kubeconfig, tmp_path):
+    """Of which the system says so at the start; nothing can be made read-only under a file that is being written."""
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    with small_disk(tmp_path / "recordings") as remount:
+        assert remount("ro")
+        arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(tmp_path / "policy.yaml")]
+        assert gateway.launch(tmp_path, arguments, port=gateway.free_port()).wait(30) != 0
+        log = (tmp_path / "gateway.log").read_text()
+        assert "read-only" in log
+        assert "Traceback" not in log
 
 
 def fill_up(file):
@@ -446,10 +457,12 @@ def test_no_file_may_grow(controlplane, gateway_kubeconfig, tmp_path, namespace)
     path = f"/api/v1/namespaces/{namespace}/configmaps"
     with start(tmp_path, gateway_kubeconfig, "--", "--set", "tollgate_record_strict=true") as one:
         stage = Stage(one, controlplane)
-        assert stage.create(path)[0] == 201
+        big = {"metadata": {"name": "big"}, "data": {"x": "words of no weight " * 10_000}}
+        assert stage.request("POST", path, body=big).status == 201
         assert stage.request("GET", path).status == 200
         _, hard = resource.prlimit(one.process.pid, resource.RLIMIT_FSIZE)
-        resource.prlimit(one.process.pid, resource.RLIMIT_FSIZE, (1024, hard))
+        # More than the log and the state have, less than the recording has by now.
+        resource.prlimit(one.process.pid, resource.RLIMIT_FSIZE, (100_000, hard))
         code, name = stage.create(path)
         assert code == 503
         assert stage.request("GET", path).status == 503

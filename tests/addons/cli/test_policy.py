@@ -102,7 +102,19 @@ def test_explain_says_of_every_rule_why(file):
         "allow  p/create  no: verbs: get is not in [create]",
         "allow  p/read    matches",
         "=>  allow  by p/read",
+        "=> mask: what is secret in the answer is masked",
     ]
+
+
+def test_explain_says_what_is_masked(file):
+    file.write_text(HEAD + READ + "mask:\n- {name: m, match: {resources: [pods], namespaces: [shop]}, mask: never}\n")
+    out = explain(file, "get", "pod", "web-1", "-n", "shop")[1]
+    assert out.endswith("mask   p/m  matches\n=> mask: nothing is masked\n")
+    out = explain(file, "get", "pods", "-A")[1]
+    assert out.endswith(
+        "mask   p/m  matches: shows nothing, namespaces: no namespace, so all of them, is not in [shop]\n"
+        "=> mask: what is secret in the answer is masked\n"
+    )
 
 
 def test_explain_of_what_hangs_on_objects(file):

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 
-from addons.core import facts, masking
+from addons.core import facts, maskdetect, masking
 from addons.core.maskchannels import BROKEN, Channels, NotMaskable
 from addons.core.masktags import Place
 from addons.core.masktext import TextMasker
@@ -19,6 +19,12 @@ PLACE = Place("pods/exec", "shop", "web-1")
 SECRET = b"Xq9zKw-canary-Pl4mNb7"
 LINE = b"before password=" + SECRET + b" after\n"
 STATUS = b'\x03{"metadata":{},"status":"Success"}'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patterns():
+    """Compiling them takes 3 s, and four times that on a busy machine: longer than a request may take here."""
+    maskdetect.warm(None)
 
 
 class Masks:
