@@ -172,7 +172,8 @@ class RecordAddon:
             # direction: without a recorder what must be on record does not go up.
             raise exceptions.OptionsError(f"tollgate_recordings: {e}") from e
         except OSError as e:
-            raise exceptions.OptionsError(f"tollgate_recordings: {e.strerror or e}") from e
+            folder = Path(o.tollgate_recordings)
+            raise exceptions.OptionsError(f"tollgate_recordings: {recordfiles.unwritable(folder, e)}") from e
 
     def open(self) -> None:
         o = ctx.options

@@ -168,7 +168,7 @@ def test_the_incident(controlplane, gateway_kubeconfig, tmp_path, tmp_path_facto
     code, timeline = run(show, folder, "--recordings", root)
     assert code == 0, timeline
     commands = [
-        "kubectl get",
+        f"list pods in {namespace}",
         "kubectl delete deployments.apps web",
         "kubectl delete configmaps --all",
         "kubectl delete secrets db",
@@ -204,8 +204,10 @@ def replayed(folder, root, other, namespace):
         fill(second, namespace)
         path = f"/api/v1/namespaces/{namespace}/configmaps"
         code, said = run(replay, folder, "--recordings", root, "--onto", second.admin_kubeconfig)
-        assert code == 0, said
-        assert len(second.api("GET", path)["items"]) >= 3  # nothing was done
+        # What was deleted then is still there for the reads after it; all else is as it was.
+        assert code == 1, said
+        assert f" {said.count('404 then, 200 now')} differed, 0 not sent" in said
+        assert len(second.api("GET", path)["items"]) >= 3
         code, said = run(replay, folder, "--recordings", root, "--onto", second.admin_kubeconfig, "--for-real")
         assert code == 0, said
         assert "0 differed" in said
@@ -249,7 +251,7 @@ def test_what_was_in_a_namespace(stage, namespace):
     made = f"/api/v1/namespaces/{namespace}/pods"
     until(lambda: stage.cluster.api("GET", made)["items"], stage.gateway)
     assert stage.request("DELETE", f"/api/v1/namespaces/{namespace}").status == 200
-    event = stage.wait_for(lambda e: e["objectRef"].get("name") == namespace and e["verb"] == "delete")
+    event = stage.wait_for(lambda e: e["verb"] == "delete" and e["objectRef"].get("name") == namespace)
     found = auditevents.before_of(event)
     assert {f"Namespace/{namespace}", "ConfigMap/note-1", "Secret/db", "Deployment/web"} <= named(found)
     assert not any(one["kind"] in ("Pod", "ReplicaSet") for one in found)
@@ -442,7 +444,8 @@ def test_a_read_only_disk(gateway_kubeconfig, tmp_path):
         arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(tmp_path / "policy.yaml")]
         assert gateway.launch(tmp_path, arguments, port=gateway.free_port()).wait(30) != 0
         log = (tmp_path / "gateway.log").read_text()
-        assert "read-only" in log
+        assert f"{tmp_path / 'recordings'} cannot be" in log
+        assert "Read-only file system" in log
         assert "Traceback" not in log
 
 
