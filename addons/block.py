@@ -348,7 +348,7 @@ class PolicyBlock:
                     if over.action is Action.HOLD and self.asks:
                         hold(known, over)
                     else:
-                        known.verdict = over
+                        known.verdict = replace(over, record=known.verdict.record)
                         refusal = budgets.refusal(over)
                 else:
                     reserved.append(reservation.id)
@@ -497,7 +497,7 @@ def with_holds(verdict: Verdict, over: Verdict) -> Verdict:
         return verdict
     holds = (*verdict.holds, *over.holds)
     first = verdict if verdict.action is Action.HOLD else over
-    return replace(first, action=Action.HOLD, holds=holds, observed=verdict.observed)
+    return replace(first, action=Action.HOLD, holds=holds, observed=verdict.observed, record=verdict.record)
 
 
 def log_files(policies: policy.PolicySet) -> None:

@@ -33,7 +33,6 @@ from addons.core import (
     masking,
     maskpolicy,
     masktags,
-    pretty,
     recordable,
     shipforms,
     status,
@@ -173,7 +172,8 @@ class RecordAddon:
             # direction: without a recorder what must be on record does not go up.
             raise exceptions.OptionsError(f"tollgate_recordings: {e}") from e
         except OSError as e:
-            raise exceptions.OptionsError(f"tollgate_recordings: {e.strerror or e}") from e
+            folder = Path(o.tollgate_recordings)
+            raise exceptions.OptionsError(f"tollgate_recordings: {recordfiles.unwritable(folder, e)}") from e
 
     def open(self) -> None:
         o = ctx.options
@@ -305,19 +305,25 @@ class RecordAddon:
         What it is going to delete or change. What cannot be read is said, and stops nothing: who may
         delete need not be able to read.
         """
-        targets = beforeimages.targets(operation, exchange.asked.uri, self.level_of(known, operation))
-        if not targets or self.server is None or known.served_here is not None:
+        plan = beforeimages.plan(operation, exchange.asked.uri, self.level_of(known, operation))
+        if not plan.targets or self.server is None or known.served_here is not None:
             return auditevents.NOTHING_BESIDE
         as_gateway = getattr(ctx.options, "tollgate_upstream_identity", "impersonate") == "gateway"
         extra = frozenset(getattr(ctx.options, "tollgate_forward_extra", ()))
         who = None if as_gateway else known.identity or ANONYMOUS
-        found = await fetching.fetch(objects.Fetcher(self.server, who, extra), targets)
-        level = current(known).record_level(operation)
+        found = await fetching.fetch(objects.Fetcher(self.server, who, extra), plan)
+        work = partial(self.images, current(known), found)
+        images = await asyncio.to_thread(work) if found.size > LARGE else work()
+        return auditevents.Beside(before=images, before_complete=found.complete, truncated=found.troubles)
+
+    def images(self, policies: PolicySet, found: beforeimages.BeforeImages) -> list[Any]:
+        """Masked as a read of each would be: rules for a kind hold where its namespace is deleted, too."""
         images = []
         for target, content in found.objects:
-            place = pretty.place_of("GET", target) or maskanswers.place_of(operation)
+            reading = beforeimages.reading(target)
+            place, level = maskanswers.place_of(reading), policies.record_level(reading)
             images.append(masking.mask(content, place, self.key, level).content)
-        return auditevents.Beside(before=images, before_complete=found.complete, truncated=found.troubles)
+        return images
 
     # ----- what is written -----
 

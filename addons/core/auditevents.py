@@ -21,6 +21,7 @@ from addons.core import chain, commands
 from addons.core.model import (
     ANONYMOUS,
     NOTHING,
+    RECORD_LEVELS,
     Action,
     Identity,
     Impact,
@@ -88,13 +89,13 @@ class Level(enum.StrEnum):
     FULL = "RequestResponse"
 
 
-LEVEL_WORDS = {"metadata": Level.METADATA, "request": Level.REQUEST, "full": Level.FULL}
+_LEVEL_WORDS = dict(zip(RECORD_LEVELS, Level, strict=True))
 _READS = frozenset({Impact.META, Impact.READ, Impact.REVEAL})
 
 
 def level(word: str) -> Level:
     """The level that a rule names: metadata, request or full. Raises KeyError."""
-    return LEVEL_WORDS[word]
+    return _LEVEL_WORDS[word]
 
 
 def default_level(operation: Operation) -> Level:

@@ -15,6 +15,9 @@ from typing import Any
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
+# How much of a request a rule wants on record, the least first.
+RECORD_LEVELS = ("metadata", "request", "full")
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -197,4 +200,4 @@ class Verdict:
     message: str = "nothing allows this"
     observed: tuple["Verdict", ...] = ()  # what policies in observe mode would have said
     holds: tuple[Hold, ...] = ()  # every hold rule that matched; only when action is HOLD
-    record: str = ""  # how much is recorded by the rule's word: metadata, request, full; "" leaves it to the option
+    record: str = ""  # the highest of RECORD_LEVELS that the rules behind it name; "" when none does

@@ -16,7 +16,18 @@ from addons.core.admission import NeedsObjects, Objects
 from addons.core.budgets import Budget, Charge, Charges
 from addons.core.maskpolicy import MaskLevel, MaskRule
 from addons.core.matching import Kind, Match
-from addons.core.model import ANONYMOUS, NOTHING, Action, Approval, Hold, Identity, Impact, Operation, Verdict
+from addons.core.model import (
+    ANONYMOUS,
+    NOTHING,
+    RECORD_LEVELS,
+    Action,
+    Approval,
+    Hold,
+    Identity,
+    Impact,
+    Operation,
+    Verdict,
+)
 
 # Kinds of request (verb, resource, impacts) whose rules are remembered, per index. The client
 # chooses resource and subresource, so it is bounded; a cluster with 200 CRDs has about 2000.
@@ -102,7 +113,7 @@ class Rule:
     unless_needs: frozenset[str] = admission.NONE
     asks_uses: bool = False  # `match.uses`, or a condition that names operation.uses
     place: str = ""  # `file.yaml:12`
-    record: str = ""  # metadata, request or full; "" leaves it to the option tollgate_record_level
+    record: str = ""  # one of RECORD_LEVELS; "" leaves it to others
 
     @property
     def full_name(self) -> str:
@@ -346,8 +357,10 @@ class _Index:
         # One policy that observes: what it says counts even where it allows nothing, as a file of
         # denials does.
         self._alone = alone
-        # Sorted, so that the rule that is named does not depend on the order of files either.
-        ordered = sorted(rules, key=lambda rule: (-rule.action, rule.policy, rule.name))
+        # Sorted, so that the rule that is named does not depend on the order of files either. What
+        # wants more on record comes first: evaluation ends at the first that decides, and a rule
+        # that says nothing of it must not hide one that does.
+        ordered = sorted(rules, key=lambda r: (-r.action, -_rank(r.record), r.policy, r.name))
         self._rules = tuple(ordered)
         self._verdicts = {id(rule): _verdict(rule, revision) for rule in ordered}
         self._nothing = Verdict(revision=revision)
@@ -426,6 +439,7 @@ class _Index:
                 verdict,
                 message=_with(verdict.message, trouble),
                 holds=tuple(Hold(r.policy, r.name, _with(r.message, t), r.approval, r.digest) for r, t in holds),
+                record=max((rule.record for rule, _ in holds), key=_rank),
             )
         if wanted[Action.HOLD] or wanted[Action.ALLOW] or (self._alone and wanted[Action.DENY]):
             return wanted[Action.DENY] | wanted[Action.HOLD] | wanted[Action.ALLOW]
@@ -511,6 +525,10 @@ class _BudgetIndex:
 
 def _verdict(rule: Rule, revision: str) -> Verdict:
     return Verdict(rule.action, rule.name, rule.policy, revision, rule.message, record=rule.record)
+
+
+def _rank(level: str) -> int:
+    return RECORD_LEVELS.index(level) if level else -1
 
 
 def _with(message: str, trouble: str) -> str:
@@ -701,7 +719,7 @@ def _held_for_masks(verdict: Verdict, fields: Sequence[str], approval: Approval,
     message = f"It sets {shown}{more} of an object that may exist, which you may not see."
     if approval is NO_APPROVAL:
         why = f"{message} No hold rule names anybody who could approve it; have the policy's owners add one."
-        return Verdict(Action.DENY, MASKED_FIELD, BUILT_IN, revision, why, verdict.observed)
+        return Verdict(Action.DENY, MASKED_FIELD, BUILT_IN, revision, why, verdict.observed, record=verdict.record)
     hold = Hold(BUILT_IN, MASKED_FIELD, message, approval)
     if verdict.action is Action.HOLD:
         return replace(verdict, holds=(*verdict.holds, hold))
@@ -714,9 +732,12 @@ DENY_ALL = PolicySet((), revision="none")
 def let_pass(verdict: Verdict) -> Verdict:
     """The verdict while all policies only observe (`--observe`): allow, with the real one to be recorded."""
     real = replace(verdict, observed=())
-    observed = (real, *verdict.observed)
     return Verdict(
-        Action.ALLOW, revision=verdict.revision, message="observed only", observed=observed, record=verdict.record
+        Action.ALLOW,
+        revision=verdict.revision,
+        message="observed only",
+        observed=(real, *verdict.observed),
+        record=verdict.record,
     )
 
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from addons.core import admission, auditevents, budgets, filemodes, maskfile, policy, policyfields, yamltree
+from addons.core import admission, budgets, filemodes, maskfile, policy, policyfields, yamltree
 from addons.core.budgets import Budget
 from addons.core.matching import Match
-from addons.core.model import Action
+from addons.core.model import RECORD_LEVELS, Action
 from addons.core.policy import BUILT_IN, PolicyError
 from addons.core.policyfields import MAX_BUDGET_MESSAGE, Fields
 from addons.core.yamltree import Node
@@ -245,7 +245,7 @@ class _Reader(Fields):
             unless_needs=unless_needs,
             asks_uses=match.uses is not None or policyfields.asks_uses(when) or policyfields.asks_uses(unless),
             place=f"{self.source}:{node.line}",
-            record=(self.one_of(got["record"], f"{path}.record", RECORD_WORDS) or "") if "record" in got else "",
+            record=(self.one_of(got["record"], f"{path}.record", RECORD_LEVELS) or "") if "record" in got else "",
         )
 
     def about_objects(self, got: Mapping[str, Node], path: str, needs: frozenset[str], match: Match) -> None:
@@ -330,8 +330,7 @@ class _Reader(Fields):
 
 
 DOCUMENT_FIELDS = ("apiVersion", "kind", "metadata", "mode", "people", "auditors", "rules", "budgets", "mask")
-RULE_FIELDS = ("name", "action", "match", "when", "unless", "message", "approval", "grant", "record")
-RECORD_WORDS = tuple(auditevents.LEVEL_WORDS)
+RULE_FIELDS = ("name", "action", "match", "when", "unless", "message", "record", "approval", "grant")
 BUDGET_FIELDS = (
     "name",
     "match",

@@ -9,7 +9,7 @@ from typing import Any
 
 from addons.core import budgets, maskfile, policyfields, policyfile
 from addons.core.matching import VERBS
-from addons.core.model import Impact
+from addons.core.model import RECORD_LEVELS, Impact
 
 Schema = dict[str, Any]
 
@@ -57,11 +57,8 @@ def _rule() -> Schema:
         "when": {**_CEL, "description": f"the rule applies only if true. {_CEL['description']}"},
         "unless": {**_CEL, "description": f"the rule does not apply if true. {_CEL['description']}"},
         "message": _message(policyfields.MAX_MESSAGE),
+        "record": {"enum": list(RECORD_LEVELS), "description": "how much is recorded; full: the answer too"},
         "approval": _approval(),
-        "record": {
-            "enum": list(policyfile.RECORD_WORDS),
-            "description": "how much is recorded of what this rule decides; full: the answer too",
-        },
         "grant": {
             **_object(
                 _only(

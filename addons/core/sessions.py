@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -315,9 +315,19 @@ def timeline(events: Iterable[Mapping[str, Any]]) -> list[Command]:
             started = _text(request.event.get("requestReceivedTimestamp"))
             command = found[key] = Command(key, "", started)
         command.requests.append(request)
-        # The last one says most: names and selectors are known by then.
-        command.text = request.notes.get(auditevents.COMMAND) or command.text or request.summary
+    for command in found.values():
+        command.text = _text_of(command.requests)
     return list(found.values())
+
+
+def _text_of(of_one: Sequence[Request]) -> str:
+    """
+    The last one that knows the command says most: names and selectors are known by then. A read
+    is called by what it is about, and not by the discovery that kubectl begins with.
+    """
+    known = [text for request in of_one if (text := request.notes.get(auditevents.COMMAND))]
+    about = [request.summary for request in of_one if "objectRef" in request.event]
+    return known[-1] if known else (about or [of_one[0].summary])[0]
 
 
 def clock_jumps(events: Iterable[Mapping[str, Any]], limit: float = 60.0) -> list[tuple[int, float]]:

@@ -29,7 +29,7 @@ AT_ONCE = 8  # requests for the kinds of a namespace
 # Metadata only: no Secret's data comes here, and a list of 500 is some 300 KiB.
 _METADATA = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
 _METADATA_LIST = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"}
-_DISCOVERY = {"Accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"}
+DISCOVERY = {"Accept": "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"}
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 # Counted first, since the time may end: what hurts most when it is gone.
@@ -122,11 +122,11 @@ class Counter:
         uncounted = {"*"}  # until discovery has said which there are
 
         async def everything() -> None:
-            pages = await asyncio.gather(self._get("/api", _DISCOVERY), self._get("/apis", _DISCOVERY))
-            kinds = list(_kinds(pages))
-            kinds.sort(key=lambda kind: _FIRST.index(kind[2]) if kind[2] in _FIRST else len(_FIRST))
-            uncounted.update(commands.full_resource(group, resource) for group, _, resource in kinds)
-            if not _is_stale(pages):
+            pages = await asyncio.gather(self._get("/api", DISCOVERY), self._get("/apis", DISCOVERY))
+            listed = list(kinds(pages))
+            listed.sort(key=lambda kind: _FIRST.index(kind[2]) if kind[2] in _FIRST else len(_FIRST))
+            uncounted.update(commands.full_resource(group, resource) for group, _, resource in listed)
+            if not is_stale(pages):
                 uncounted.discard("*")
             gate = asyncio.Semaphore(AT_ONCE)
 
@@ -145,7 +145,7 @@ class Counter:
                 if count:
                     counts[full] = count
 
-            await asyncio.gather(*(one(*kind) for kind in kinds[:KINDS]))
+            await asyncio.gather(*(one(*kind) for kind in listed[:KINDS]))
 
         try:
             async with asyncio.timeout(seconds):
@@ -212,7 +212,7 @@ def _items(body: Mapping[str, Any], ask: Ask) -> Iterator[Item]:
         )
 
 
-def _kinds(pages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+def kinds(pages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
     """(group, version, resource) of what can be listed in a namespace; the preferred version only."""
     for page in pages:
         for group in page.get("items") or ():
@@ -230,7 +230,7 @@ def _kinds(pages: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]
                     yield name, str(version.get("version")), plural
 
 
-def _is_stale(pages: Iterable[Mapping[str, Any]]) -> bool:
+def is_stale(pages: Iterable[Mapping[str, Any]]) -> bool:
     """An extension's API server that is down: what it serves is not in the discovery."""
     return any(
         version.get("freshness") == "Stale"

@@ -95,9 +95,9 @@ class Fetcher:
             logger.info("%s could not be fetched: %s", name, why)
         return Objects(values, troubles, created)
 
-    async def get(self, target: str) -> Had:
+    async def get(self, target: str, headers: Mapping[str, str] = NOTHING) -> Had:
         """What is at this target now."""
-        return await self._ask("GET", target, "object")
+        return await self._ask("GET", target, "object", headers)
 
     async def _preview(self, request: Request) -> Had:
         # No Content-Type at all is JSON to the API server; a client library would name another.

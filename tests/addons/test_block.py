@@ -251,7 +251,7 @@ def test_done_before_running():
 BUDGETS = (
     RULES
     + """
-- {name: deletes, action: allow, match: {users: [agent], verbs: [delete]}}
+- {name: deletes, action: allow, match: {users: [agent], verbs: [delete]}, record: request}
 - {name: secrets, action: allow, match: {users: [agent], verbs: [get], resources: [configmaps]}}
 budgets:
 - {name: few, match: {impacts: [delete]}, limit: 2, window: 10m, per: identity}
@@ -322,6 +322,7 @@ async def test_up_to_the_budget(budgeted, clock):
     assert [facts.of(f).passed for f in flows] == [{STAMP}, {STAMP}, set()]
     over = facts.of(flows[2])
     assert (over.answered_by, over.verdict.action, over.verdict.rule) == (budgeted.name, Action.DENY, "few")
+    assert over.verdict.record == "request"  # of the rule that allowed it before
     assert flows[2].response.headers["Tollgate-Reason"] == "budget"
     assert message(flows[2]) == (
         "rule p/few: 2 operations in 10m per identity, 0 left; the next is free at 08:10:00 UTC; wait until then, or"
@@ -1085,10 +1086,10 @@ def test_holds_of_a_rule_and_of_a_budget(action, rules, wanted):
         return tuple(Hold("p", name, "", Approval(groups=("x",))) for name in names)
 
     observed = (Verdict(),)
-    verdict = Verdict(action, "ask" if rules else "", "p", holds=of(*rules), observed=observed)
+    verdict = Verdict(action, "ask" if rules else "", "p", holds=of(*rules), observed=observed, record="full")
     found = block.with_holds(verdict, Verdict(Action.HOLD, "budget", "p", holds=of("budget")))
     assert (found.action, found.rule, [h.rule for h in found.holds]) == wanted
-    assert found.observed == observed
+    assert (found.observed, found.record) == (observed, "full")
 
 
 HELD = """

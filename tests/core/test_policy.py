@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 
 from addons.core import policy, policyfile
 from addons.core.admission import NOT_FETCHED, NeedsObjects
-from addons.core.model import ANONYMOUS, Action, Approval, Hold, Identity, Impact, Operation, RequestInfo, Uses, Verdict
+from addons.core.model import (
+    ANONYMOUS,
+    RECORD_LEVELS,
+    Action,
+    Approval,
+    Hold,
+    Identity,
+    Impact,
+    Operation,
+    RequestInfo,
+    Uses,
+    Verdict,
+)
 from addons.core.policy import DENY_ALL, PolicySet
 
 AGENT = Identity("agent", groups=("bots", "all"), extra={"team": ("shop",)}, issuer="https://issuer")
@@ -128,6 +140,53 @@ def test_to_approve_is_never_held(rules, action):
 def test_a_verdict_names_its_source():
     policies = one({**deny(), "message": "No."})
     assert policies.evaluate(AGENT, GET) == Verdict(Action.DENY, "r0", "p", policies.revision, "No.")
+
+
+# How much of it is recorded
+
+
+@pytest.mark.parametrize(
+    ("rules", "op", "level"),
+    [
+        pytest.param([], GET, "", id="no rule"),
+        pytest.param([allow()], GET, "", id="none names one"),
+        pytest.param([{**allow(), "record": "metadata"}], GET, "metadata", id="allow"),
+        pytest.param([{**deny(), "record": "full"}], GET, "full", id="deny"),
+        pytest.param([{**hold(), "record": "request"}], GET, "request", id="hold"),
+        pytest.param(
+            [{**hold(), "record": "metadata"}, {**hold(), "record": "full"}, {**hold(), "record": "request"}],
+            GET,
+            "full",
+            id="the highest of all that hold",
+        ),
+        pytest.param([{**hold(), "record": "metadata"}, hold()], GET, "metadata", id="one of those that hold"),
+        pytest.param([allow(), {**allow(), "record": "request"}], GET, "request", id="not hidden by the first name"),
+        pytest.param([{**allow(), "record": level} for level in RECORD_LEVELS], GET, "full", id="highest of allows"),
+        pytest.param([{**deny(), "record": level} for level in RECORD_LEVELS], GET, "full", id="highest of denies"),
+        pytest.param([allow(), {**allow(verbs=["list"]), "record": "full"}], GET, "", id="of what matches only"),
+        pytest.param(
+            [allow(), {**allow(), "record": "full", "when": 'operation.name == "x"'}],
+            GET,
+            "",
+            id="of what applies only",
+        ),
+    ],
+)
+def test_record_level(rules, op, level):
+    named = [*rules, allow(verbs=["watch"])]
+    assert one(*named).evaluate(AGENT, op).record == level
+
+
+def test_a_policy_that_observes_records_nothing_more():
+    """Its own verdict says what it would."""
+    policies = load(document([allow()], "a"), document([{**allow(), "record": "full"}], "b", mode="observe"))
+    found = policies.evaluate(AGENT, GET)
+    assert (found.record, found.observed[0].record) == ("", "full")
+
+
+def test_record_level_while_all_only_observe():
+    policies = one({**deny(), "record": "full"})
+    assert policy.let_pass(policies.evaluate(AGENT, GET)).record == "full"
 
 
 # Who
@@ -670,6 +729,18 @@ def test_it_stands_beside_the_rules_own_holds():
     policies = one(allow(), hold(resources=["secrets"]))
     found = verdict(policies, AGENT, BLIND)
     assert [(h.policy, h.rule) for h in found.holds] == [("p", "r1"), ("tollgate", "masked-field")]
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param([{**allow(), "record": "full"}, ASKS], id="held"),
+        pytest.param([{**allow(), "record": "full"}], id="nobody to ask"),
+        pytest.param([{**hold(resources=["secrets"]), "record": "full"}], id="held beside"),
+    ],
+)
+def test_it_keeps_the_record_level(rules):
+    assert verdict(one(*rules), AGENT, BLIND).record == "full"
 
 
 def test_it_counts_as_reveal():

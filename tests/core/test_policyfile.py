@@ -54,6 +54,7 @@ rules:
   message: >-
     One line,
     folded.
+  record: request
   approval: {groups: [platform], users: [root], needed: 2, wait: 1m30s, valid: 2h}
 """
     ).policies
@@ -61,6 +62,7 @@ rules:
     assert (policy.name, policy.observe, only.full_name, only.action) == ("p", True, "p/everything", Action.HOLD)
     assert only.message == "One line, folded."
     assert only.claims
+    assert only.record == "request"
     assert only.approval == Approval(("platform",), ("root",), needed=2, wait=90, valid=7200)
 
 
@@ -87,6 +89,11 @@ def test_people_alone_are_a_policy():
         pytest.param(GOOD.replace("name: p", "nam: p"), "metadata.name: is missing", id="no name"),
         pytest.param(GOOD.replace("name: p", "name: No"), "metadata.name: No reads as a boolean", id="boolean name"),
         pytest.param(GOOD.replace("name: p", "name: A_b"), "metadata.name: 'A_b' is not a name", id="odd name"),
+        pytest.param(
+            GOOD.replace("match", "record: Metadata, match"),
+            "rules[0].record: unknown value 'Metadata'; did you mean metadata?; one of metadata, request, full",
+            id="record",
+        ),
         pytest.param(GOOD + "mode: audit", "mode: unknown value 'audit'; one of enforce, observe", id="mode"),
         pytest.param(HEAD, "f.yaml:1: rules: is missing", id="no rules"),
         pytest.param(HEAD + "rules: []", "f.yaml:4: rules: is empty", id="empty rules"),

@@ -177,6 +177,19 @@ def test_timeline_is_in_commands():
     assert commands[1].requests[0].verdict == "deny p/r"
 
 
+@pytest.mark.parametrize(
+    ("targets", "text"),
+    [
+        pytest.param(["/api", "/apis", "/api/v1/namespaces/shop/pods"], "list pods in shop", id="after the discovery"),
+        pytest.param(["/api", "/apis"], "get /api", id="nothing else"),
+        pytest.param(["/api/v1/pods", "/api/v1/nodes"], "list pods", id="the first"),
+    ],
+)
+def test_a_read_is_called_by_what_it_is_about(targets, text):
+    (command,) = sessions.timeline([event(str(n), "GET", target, session="s1") for n, target in enumerate(targets)])
+    assert command.text == text
+
+
 def test_an_approval_is_in_the_verdict():
     (request,) = sessions.requests([event("1", approved=Approved("apr-1", ("bea", "cid")))])
     assert request.verdict == "allow p/r, apr-1 by bea, cid"
