@@ -708,6 +708,14 @@ def request_info(
     return [json.loads(line) for line in _answers("requestinfo", requests, programs)]
 
 
+def meaning(requests: Iterable[Mapping[str, object]], programs: build.Programs | None = None) -> list[dict[str, Any]]:
+    """
+    What kube-apiserver's handlers read from each whole request: RequestInfo, options, the object or the
+    effect of the patch on `onto`; {"error": ...} for what they refuse. Bodies are base64. No cluster needed.
+    """
+    return [json.loads(line) for line in _answers("meaning", requests, programs)]
+
+
 def encode(objects: Iterable[object], programs: build.Programs | None = None) -> list[str]:
     """
     The Kubernetes protobuf encoding of objects, in base64; a field that the type does
@@ -727,11 +735,12 @@ def _answers(program: str, questions: Iterable[Mapping[str, object]], programs: 
         input="".join(json.dumps(question) + "\n" for question in questions),
         text=True,
         encoding="utf-8",
+        errors="replace",  # an error message may quote bytes of a body
         capture_output=True,
         timeout=120,
         check=True,
     )
-    return result.stdout.splitlines()
+    return result.stdout.split("\n")[:-1]  # splitlines would also split at U+0085, which Go does not escape
 
 
 # Helpers ------------------------------------------------------------------------------------
