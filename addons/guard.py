@@ -26,6 +26,7 @@ from addons.mitm import (
     bodies,
     cutting,
     errors,
+    floods,
     goaway,
     inside,
     listening,
@@ -88,8 +89,9 @@ class Guard:
         self.lent: dict[str, dict[http.HTTPFlow, list[tuple[limits.Shares, str]]]] = {}
 
     def load(self, loader) -> None:
-        for install in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening, withholding):
-            install.install()
+        patches = (wire, errors, floods, goaway, cutting, bodies, backpressure, websockets, listening, withholding)
+        for one in patches:
+            one.install()
         loader.add_option(
             "tollgate_stack",
             str,

@@ -7,6 +7,7 @@ import pytest
 
 from tests.cluster.controlplane import ControlPlane
 from tests.e2e import gateway, policies
+from tests.e2e.recorder import Recorder
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,24 @@ def open_gateway(gateway_kubeconfig: Path, tmp_path_factory: pytest.TempPathFact
     with gateway.running(
         folder, "--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")
     ) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def recorder(controlplane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """What really leaves `recorded_gateway`."""
+    one = Recorder(controlplane, tmp_path_factory.mktemp("recorder"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def recorded_gateway(recorder: Recorder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    """A gateway whose policy allows everything, with a recorder between it and the API server."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "policy.yaml").write_text(policies.EVERYTHING)
+    config = recorder.kubeconfig(folder / "own.kubeconfig")
+    with gateway.running(folder, "--kubeconfig", str(config), "--policies", str(folder / "policy.yaml")) as one:
         yield one
 
 
