@@ -51,13 +51,13 @@ class Allowance:
     def earn(self, more: float) -> None:
         self._left = min(self.most, self._left + more)
 
-    def spend(self, now: float) -> bool:
-        """Spend one; False when there is none."""
+    def spend(self, now: float, cost: float = 1) -> bool:
+        """Spend so much; False, and nothing spent, when there is less."""
         self.earn(max(0.0, now - self._then) * self.rate)
         self._then = now
-        if self._left < 1:
+        if self._left < cost:
             return False
-        self._left -= 1
+        self._left -= cost
         return True
 
 

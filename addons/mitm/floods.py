@@ -16,11 +16,13 @@ from weakref import WeakKeyDictionary
 import h2.connection
 import h2.exceptions
 from hyperframe import frame as frames
+from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import ErrorCode, RequestProtocolError, _http1
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
 from mitmproxy.proxy.layers.http._http_h2 import BufferedH2Connection
 from mitmproxy.proxy.layers.tls import ClientTLSLayer
+from mitmproxy.proxy.server import ConnectionHandler
 
 from addons.core import limits
 from addons.mitm import errors
@@ -34,6 +36,7 @@ MAX_KEPT = 64 * 1024  # bytes of a chunk's line, of trailers, of what waits behi
 FRAMES = 2000  # at once
 FRAMES_RATE = 200  # more a second
 FRAMES_OF_REQUEST = 4  # more with each request, which is counted itself: a small body, its end, a window, a reset
+FRAMES_OF_RESET = 10  # what one costs: its request was begun for nothing; 330 at once, then 33 a second
 BYTES_OF_UPDATE = 1024  # sent to the client; Go answers each 4 KiB with two WINDOW_UPDATEs
 SMALL = 64  # bytes of a DATA frame that carries something
 
@@ -99,7 +102,7 @@ def _receive_frame(original: Any, clock: Callable[[], float]) -> Any:
                 allowance = _allowances[self] = limits.Allowance(FRAMES_RATE, FRAMES, clock())
             if not _is_idle(frame):
                 allowance.earn(FRAMES_OF_REQUEST)
-            elif not allowance.spend(clock()):
+            elif not allowance.spend(clock(), FRAMES_OF_RESET if isinstance(frame, frames.RstStreamFrame) else 1):
                 # GOAWAY with ENHANCE_YOUR_CALM.
                 raise h2.exceptions.DenialOfServiceError("too many frames that are no request")
         return original(self, frame)
@@ -116,6 +119,20 @@ def _send_data(original: Any) -> Any:
     return send_data
 
 
+def _handle_connection(original: Any) -> Any:
+    async def handle_connection(self: ConnectionHandler, connection: Connection) -> None:
+        io = self.transports[connection]
+        try:
+            await original(self, connection)
+        finally:
+            # Two reasons to close at once cancel mitmproxy's task twice, and it forgets the socket: open, with
+            # all that was read of it, until the collector comes by.
+            if io.writer is not None and not io.writer.is_closing():
+                io.writer.close()
+
+    return handle_connection
+
+
 @patch
 def install() -> None:
     errors.install()  # its patches are below these
@@ -125,3 +142,4 @@ def install() -> None:
     received = h2.connection.H2Connection._receive_frame
     BufferedH2Connection._receive_frame = _receive_frame(received, time.monotonic)
     BufferedH2Connection.send_data = _send_data(BufferedH2Connection.send_data)
+    ConnectionHandler.handle_connection = _handle_connection(ConnectionHandler.handle_connection)

@@ -77,4 +77,7 @@ def test_an_allowance_is_spent_comes_back_with_time_and_can_be_earned():
     assert allowance.spend(0.1)
     allowance.earn(100)
     assert [allowance.spend(0.1) for _ in range(3)] == [True, True, False]  # never more than `most`
+    allowance.earn(1)
+    assert not allowance.spend(0.1, cost=2)
+    assert allowance.spend(0.1)
     assert not allowance.spend(-5)  # a clock that goes back gives nothing

@@ -72,14 +72,18 @@ FRAMING = [
 ]  # fmt: skip
 
 
+@pytest.mark.attack("framing, HTTP/1.1")
 @pytest.mark.parametrize(("line", "extra", "body", "status"), FRAMING)
-def test_framing(controlplane, open_gateway, agent_token, line, extra, body, status):
-    since = controlplane.audit_position()
+def test_framing(controlplane, recorder, recorded_gateway, agent_token, result, line, extra, body, status):
+    since, position = controlplane.audit_position(), recorder.position()
     data = head(line, agent_token.encode(), extra) + body
-    assert statuses(open_gateway, data) == (status,)
+    assert statuses(recorded_gateway, data) == (status,)
     assert not reached(controlplane, since)
+    assert not recorder.since(position)
+    result(f"{status or 'closed'}, nothing left the gateway")
 
 
+@pytest.mark.attack("framing, HTTP/1.1", "harmless")
 @pytest.mark.parametrize(
     ("first", "second", "expected", "arrive"),
     [
@@ -96,6 +100,7 @@ def test_pipelined_requests_are_judged_one_by_one(
     assert reached(controlplane, since) == [(AGENT, PODS.decode())] * arrive
 
 
+@pytest.mark.attack("credentials")
 def test_a_token_is_not_that_of_the_connection(controlplane, open_gateway, agent_token):
     since = controlplane.audit_position()
     anonymous = GET + b"\r\nHost: 127.0.0.1\r\n\r\n"
@@ -103,6 +108,7 @@ def test_a_token_is_not_that_of_the_connection(controlplane, open_gateway, agent
     assert reached(controlplane, since) == [(AGENT, PODS.decode())]
 
 
+@pytest.mark.attack("framing, HTTP/1.1")
 def test_a_request_behind_an_upgrade_is_no_request(controlplane, open_gateway, agent_token):
     since, pod = controlplane.audit_position(), controlplane.pods("shop", "app=web")[0]
     path = f"/api/v1/namespaces/shop/pods/{pod}/exec?command=cat&stdin=true"
@@ -114,6 +120,7 @@ def test_a_request_behind_an_upgrade_is_no_request(controlplane, open_gateway, a
     assert {uri for _, uri in reached(controlplane, since)} == {path}
 
 
+@pytest.mark.attack("framing, TLS")
 def test_plain_http_and_garbage(controlplane, open_gateway, agent_token):
     since = controlplane.audit_position()
     with socket.create_connection(("127.0.0.1", open_gateway.port), WAIT) as s:
@@ -123,6 +130,7 @@ def test_plain_http_and_garbage(controlplane, open_gateway, agent_token):
     assert not reached(controlplane, since)
 
 
+@pytest.mark.attack("framing, HTTP/2")
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -156,11 +164,13 @@ def test_plain_http_and_garbage(controlplane, open_gateway, agent_token):
         pytest.param(fields(("authorization", "Bearer x")), 400, id="two credentials"),
     ],
 )
-def test_http2(controlplane, open_gateway, agent_token, sent, status):
-    since = controlplane.audit_position()
+def test_http2(controlplane, recorder, recorded_gateway, agent_token, result, sent, status):
+    since, position = controlplane.audit_position(), recorder.position()
     sent = [(name, f"Bearer {agent_token}" if value == "TOKEN" else value) for name, value in sent]
-    assert h2_status(open_gateway, sent) == status
+    assert h2_status(recorded_gateway, sent) == status
     assert not reached(controlplane, since)
+    assert not recorder.since(position)
+    result(f"{status or 'closed'}, nothing left the gateway")
 
 
 # The policy as it is shipped.
@@ -195,6 +205,7 @@ PROVIDER = {"driver": "secrets-store.csi.k8s.io", "volumeAttributes": {"secretPr
 FLEX = {"driver": "a/b", "options": {"secretName": "db-password"}}
 
 
+@pytest.mark.attack("known escapes: deputies")
 @pytest.mark.parametrize(
     "body",
     [
@@ -229,6 +240,7 @@ def test_pods_that_reach_too_far(controlplane, default_gateway, agent_token, own
     assert not reached(controlplane, since)
 
 
+@pytest.mark.attack("known escapes: other ways to read")
 @pytest.mark.parametrize(
     "path",
     [
@@ -267,6 +279,7 @@ def deployment(account):
     }
 
 
+@pytest.mark.attack("known escapes: deputies")
 @pytest.mark.parametrize(
     "patch",
     [
@@ -290,6 +303,7 @@ def test_patches_that_change_what_pods_reach(controlplane, default_gateway, agen
 # Logs.
 
 
+@pytest.mark.attack("the log")
 @pytest.mark.parametrize(
     "line",
     [
@@ -303,12 +317,14 @@ def test_no_terminal_escapes_in_the_log(open_gateway, agent_token, line):
     assert "\x1b" not in open_gateway.log[start:]
 
 
+@pytest.mark.attack("the log")
 def test_one_short_log_line_for_a_refused_request(open_gateway):
     start = len(open_gateway.log)
     assert statuses(open_gateway, b"GET /api/v1/" + b"a" * 60000 + b" HTTP/1.1\r\nHost: a\r\n\r\n") == (401,)
     assert len(open_gateway.log) - start < 2000
 
 
+@pytest.mark.attack("the process")
 def test_no_token_in_the_log(default_gateway, open_gateway, agent_token):
     for one in (default_gateway, open_gateway):
         assert agent_token[-40:] not in one.log
@@ -317,6 +333,7 @@ def test_no_token_in_the_log(default_gateway, open_gateway, agent_token):
 # Memory, and the guard's second line.
 
 
+@pytest.mark.attack("floods", "harmless")
 def test_a_closed_http2_connection_costs_nothing(open_gateway):
     pid, nobody = open_gateway.process.pid, [f for f in fields() if f[0] != "authorization"]
     for _ in range(100):
@@ -342,6 +359,7 @@ status.body = body
 """
 
 
+@pytest.mark.attack("faults")
 def test_no_answer_can_be_made(controlplane, gateway_kubeconfig, tmp_path):
     script, switch = tmp_path / "breaks.py", tmp_path / "broken"
     script.write_text(BREAK % str(switch))
