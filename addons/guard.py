@@ -39,6 +39,7 @@ from addons.mitm import (
 from addons.mitm.connections import close, lift_limit
 from addons.mitm.seal import seal
 from addons.mitm.withholding import ANSWER_NOT_JUDGED
+from addons.net import undumpable
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,7 @@ class Guard:
         self.broken = ""
 
     def running(self) -> None:
+        undumpable.forbid_reading()
         if not ctx.options.server and self.opening is None:
             self.opening = asyncio.get_running_loop().create_task(self.open_port(), name="tollgate opens the port")
 
