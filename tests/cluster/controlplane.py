@@ -71,6 +71,9 @@ class PortTaken(ControlPlaneError):
     """Somebody took a port between our look and the server's start."""
 
 
+STARTED: list["ControlPlane"] = []  # by this process; their files may outlive them
+
+
 class ControlPlane:
     """One running control plane. Make it with `start`; `stop` or `with` ends it."""
 
@@ -107,6 +110,7 @@ class ControlPlane:
                 self.stop()
                 raise
             else:
+                STARTED.append(self)
                 return self
         raise AssertionError("unreachable")
 

@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.controlplane import ControlPlane
-from tests.e2e import gateway, policies
+from tests.cluster.controlplane import STARTED, ControlPlane
+from tests.e2e import audit, gateway, policies
 from tests.e2e.recorder import Recorder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_arrived_that_did_not_pass() -> Iterator[None]:
+    """After the run: the API servers' audit logs against what the gateways made and recorded."""
+    yield
+    events = [event for one in STARTED if one.audit_log for event in one.audit_events()]
+    found = audit.problems(events, gateway.STARTED)
+    assert not found, "\n".join(found[:20])
 
 
 @pytest.fixture(scope="session")
