@@ -200,6 +200,24 @@ def delete(rng: random.Random) -> Case:
     return Case("DELETE", url, kind, body)
 
 
+def eviction(rng: random.Random) -> Case:
+    """A delete with the options inside."""
+    pairs: trees.Pairs = [
+        ("kind", "Eviction"),
+        ("apiVersion", rng.choice(["policy/v1", "policy/v1", "policy/v1beta1"])),
+    ]
+    pairs.append(("metadata", [("name", "web-1")]))
+    if maybe(rng, 0.8):
+        options = trees.delete_options(rng) or trees.Raw("{}")
+        pairs.append((rng.choice(["deleteOptions"] * 6 + ["DeleteOptions", "deleteoptions"]), options))
+    if maybe(rng, 0.2):
+        pairs.append(("dryRun", ["All"]))
+    if maybe(rng, 0.3):
+        pairs = trees.mutated(rng, pairs)
+    kind, body = written(rng, pairs)
+    return Case("POST", place(rng, "pods", True) + "/eviction" + query(rng, WRITES), kind, body)
+
+
 def write(rng: random.Random) -> Case:
     resource = rng.choice(list(trees.KINDS))
     create = maybe(rng, 0.6)
@@ -401,8 +419,10 @@ def case(rng: random.Random, encoded: Sequence[tuple[str, bytes]]) -> Case:
     chosen = rng.random()
     if chosen < 0.35:
         return target(rng)
-    if chosen < 0.50:
+    if chosen < 0.47:
         return delete(rng)
+    if chosen < 0.50:
+        return eviction(rng)
     if chosen < 0.72:
         return write(rng)
     if chosen < 0.76 and encoded:

@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+
+	policyv1 "k8s.io/api/policy/v1"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	metainternalversion "k8s.io/apimachinery/pkg/apis/meta/internalversion"
@@ -184,6 +187,9 @@ func (m *meant) object(ask *asked, req *http.Request, info *request.RequestInfo)
 		return errs.ToAggregate()
 	}
 	m.DryRun = options.DryRun
+	if info.Resource == "pods" && info.Subresource == "eviction" && len(ask.Body) > 0 {
+		return m.eviction(ask, req)
+	}
 	if info.Subresource != "" || len(ask.Body) == 0 {
 		return nil // each subresource has a type of its own
 	}
@@ -216,6 +222,32 @@ func (m *meant) object(ask *asked, req *http.Request, info *request.RequestInfo)
 	}
 	m.Object, err = json.Marshal(decoded)
 	return err
+}
+
+// eviction is pkg/registry/core/pod/storage/eviction.go, propagateDryRun.
+func (m *meant) eviction(ask *asked, req *http.Request) error {
+	s, err := negotiation.NegotiateInputSerializer(req, false, legacyscheme.Codecs)
+	if err != nil {
+		return err
+	}
+	gvk, eviction := policyv1.SchemeGroupVersion.WithKind("Eviction"), &policyv1.Eviction{}
+	decoded, _, err := s.Serializer.Decode(ask.Body, &gvk, eviction)
+	if err != nil {
+		return err
+	}
+	if decoded != eviction {
+		return errors.New("no Eviction")
+	}
+	if inner := eviction.DeleteOptions; inner != nil && len(inner.DryRun) > 0 {
+		if errs := validation.ValidateDryRun(nil, inner.DryRun); len(errs) > 0 {
+			return errs.ToAggregate()
+		}
+		if len(m.DryRun) > 0 && !slices.Equal(m.DryRun, inner.DryRun) {
+			return errors.New("two dry runs")
+		}
+		m.DryRun = inner.DryRun
+	}
+	return nil
 }
 
 // customResources reads as the handlers of custom resources do
