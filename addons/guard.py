@@ -29,6 +29,7 @@ from addons.mitm import (
     bodies,
     cutting,
     errors,
+    floods,
     goaway,
     inside,
     intercepting,
@@ -42,6 +43,7 @@ from addons.mitm import (
 )
 from addons.mitm.connections import close, lift_limit
 from addons.mitm.withholding import ANSWER_NOT_JUDGED
+from addons.net import undumpable
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class Guard:
         for patches in (
             wire,
             errors,
+            floods,
             goaway,
             cutting,
             bodies,
@@ -189,6 +192,7 @@ class Guard:
         self.broken = ""
 
     def running(self) -> None:
+        undumpable.forbid_reading()
         if not ctx.options.server and self.opening is None:
             self.opening = asyncio.get_running_loop().create_task(self.open_port(), name="tollgate opens the port")
 

@@ -7,6 +7,8 @@ import pytest
 
 from tests.cluster.controlplane import ControlPlane
 
+pytest_plugins = ["tests.attacks"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also the tests that take minutes")

@@ -11,9 +11,9 @@ from mitmproxy import addons as defaults
 from mitmproxy import http, master, options, tcp
 
 from addons.core import facts
-from addons.mitm import backpressure, bodies, cutting, errors, goaway, listening, websockets, wire, withholding
+from addons.mitm import backpressure, bodies, cutting, errors, floods, goaway, listening, websockets, wire, withholding
 
-for _module in (wire, errors, goaway, cutting, bodies, backpressure, websockets, listening, withholding):
+for _module in (wire, errors, floods, goaway, cutting, bodies, backpressure, websockets, listening, withholding):
     _module.install()
 
 

@@ -37,3 +37,10 @@ def test_the_options_were_found():
 def test_every_link_leads_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_threat_model_names_tests_that_are_there():
+    text = (ROOT / "docs" / "threat-model.md").read_text()
+    named = re.findall(r"`((?:tests|policies)/[\w./]+)`", text)
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / path).exists()]

@@ -6,7 +6,9 @@ or mitmweb with the stack of addons and every dangerous option of mitmproxy set 
 import argparse
 import asyncio
 import datetime
+import ipaddress
 import os
+import re
 import resource
 import shlex
 import socket
@@ -20,12 +22,18 @@ from typing import NoReturn
 from addons.cli.arguments import split, state_default
 from addons.core import authconfig, filemodes, owncredential, policy, policyfile, revocations, stack
 from addons.mitm import options as mitm_options
-from addons.net import apiserver, certificates, files, ownlook, revoking, store
+from addons.net import apiserver, certificates, files, ownlook, revoking, store, undumpable
 
 ROOT = Path(__file__).resolve().parents[2]
 IDLE = 4 * 3600  # seconds until an idle connection is closed; the kubelet's own limit for streams
 ASKING = 5.0  # seconds at a start for what the gateway's own credential may do
 _DECIDING = ("--auth", "--kubeconfig", "--tls-cert", "--tls-key", "--departed-owners")
+# In a kubeconfig; others are in files of their own.
+_CREDENTIAL = re.compile(rb"(?:token|password|client-key-data)\"?\s*:")
+_SECRET_STATE = (
+    *("tls/*.key", "tls/*.pem", "upstream/*.pem", "mask.key", "recording.key", "state.db*"),
+    "mitmproxy/mitmproxy-ca.p*",
+)
 BODY_LIMIT = "3m"  # the API server's own limit for request bodies (MaxRequestBodyBytes)
 
 
@@ -147,6 +155,19 @@ def address(text: str, option: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def check_loopback(host: str) -> None:
+    """Raises UsageError unless mitmproxy's interface, which shows all traffic, is for this machine only."""
+    try:
+        inside = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        inside = False
+    if not inside:
+        raise UsageError(
+            f"--web: {host} is not a loopback address, and the interface shows all traffic; use 127.0.0.1, and ssh -L "
+            "or kubectl port-forward to reach it from elsewhere"
+        )
+
+
 def check_free(host: str, port: int, option: str) -> None:
     """Raises UsageError when nobody could listen there."""
     try:
@@ -176,6 +197,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
             if not args.owner_claim:
                 raise UsageError("--departed-owners: needs --owner-claim, which says for whom an agent acts")
             revoking.OwnerList(Path(args.departed_owners).expanduser())
+        refuse_readable(args, state)
         certificate = serving_certificate(args, state, host, now)
         confdir = private_confdir(state)
         Path(args.recordings).expanduser().mkdir(parents=True, exist_ok=True)
@@ -236,6 +258,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     program = {"serve": "mitmdump", "web": "mitmweb"}[command]
     if command == "web":
         web_host, web_port = address(args.web, "--web")
+        check_loopback(web_host)
         check_free(web_host, web_port, "--web")
         del settings["flow_detail"]
         settings |= {"web_host": web_host, "web_port": str(web_port), "web_open_browser": "false"}
@@ -247,6 +270,8 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     ]
     argv += ["--listen-host", host, "--listen-port", str(port)]
     rest = merge(settings, extra)
+    if command == "web":
+        check_loopback(settings["web_host"])
     for name, value in settings.items():
         argv += ["--set", f"{name}={value}"]
     for key in filter(None, args.forward_extra.split(",")):
@@ -279,6 +304,19 @@ def refuse_writable(args: argparse.Namespace) -> None:
             file = Path(part).expanduser()
             if file.exists() and (why := filemodes.trouble_at(file)):
                 raise UsageError(f"{option}: {file}: {why}")
+
+
+def refuse_readable(args: argparse.Namespace, state: Path) -> None:
+    """Keys, tokens and state are nobody else's to read."""
+    named = args.kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    secret = [("--kubeconfig", Path(part).expanduser()) for part in named.split(os.pathsep) if part]
+    secret = [(option, file) for option, file in secret if file.is_file() and _CREDENTIAL.search(file.read_bytes())]
+    if args.tls_key:
+        secret.append(("--tls-key", Path(args.tls_key).expanduser()))
+    secret += [("--state", file) for pattern in _SECRET_STATE for file in state.glob(pattern)]
+    for option, file in secret:
+        if file.exists() and (why := filemodes.exposed_at(file)):
+            raise UsageError(f"{option}: {file}: {why}")
 
 
 def merge(settings: dict[str, str], extra: Sequence[str]) -> list[str]:
@@ -372,4 +410,5 @@ def main(command: str, argv: Sequence[str]) -> NoReturn:
     if "authenticate" not in stack.choose(args.only, args.without).addons:
         print("tollgate: WITHOUT authenticate: whoever reaches the port has the gateway's rights", file=sys.stderr)
     raise_descriptors()
+    undumpable.forbid_core_files()
     os.execve(what.argv[0], what.argv, {**os.environ, **what.environment})  # noqa: S606 (its own program, no shell)

@@ -34,12 +34,15 @@ _OBJECTS = frozenset({JSON, YAML, PROTOBUF})
 
 MAX_YAML = 512 * 1024  # bytes; YAML is read event by event, some 3 µs each, on the way of a request
 MAX_YAML_EVENTS = 50_000
+# In an apply every number is a double over there (patch.go, yaml.Unmarshal into a map): beyond, another one.
+MAX_APPLIED = 2**53
 MAX_POINTER = 4096  # characters; the deepest field of a pod is 80 away, and each step costs us an object
 MAX_PATCH_OPERATIONS = 10_000  # the API server's own (handlers/patch.go)
 
 # Type and subtype, then at most a charset, as clients write it. No other parameter means
 # anything to the API server in a Content-Type.
 _CONTENT_TYPE = re.compile(r"([a-z0-9.+-]+/[a-z0-9.+-]+)(?:[ \t]*;[ \t]*charset=\"?utf-8\"?)?[ \t]*", re.IGNORECASE)
+_LONG_NUMBER = re.compile(rb"[0-9]{16}")
 # Raw in a JSON string they are letters, in YAML line breaks or not allowed.
 _NOT_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
@@ -77,6 +80,8 @@ def read(content_type: str | None, body: bytes, method: str) -> Body:
         if not isinstance(content, dict):
             raise _broken("it is not an object")
         _check_spelling(content)
+    if media_type == APPLY_PATCH and _LONG_NUMBER.search(body) and _is_beyond_doubles(content):
+        raise _broken("an apply holds a number that the API server would round")
     return Body(media_type, content, PATCHES.get(media_type, ""))
 
 
@@ -108,6 +113,19 @@ def _text(body: bytes) -> str:
     if text[0] == "\ufeff":
         raise _broken("it begins with a byte order mark")
     return text
+
+
+def _is_beyond_doubles(content: Any) -> bool:
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, int) and abs(value) > MAX_APPLIED:
+            return True
+    return False
 
 
 # JSON

@@ -69,6 +69,9 @@ def check(fields: Iterable[tuple[bytes, bytes]]) -> None:
                         f"tollgate: the header Connection names {_shown(token.strip())}, "
                         "which would be dropped on the way; name only close, keep-alive or upgrade",
                     )
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            # `gzip, chunked` is read as chunked alone here: the body would go on compressed, and say it is not.
+            raise Refused(400, "transfer-encoding", "tollgate: the header Transfer-Encoding may only say chunked")
         elif name == b"expect" and value.lower() != b"100-continue":
             raise Refused(400, "expect", "tollgate: the header Expect may only say 100-continue")
 

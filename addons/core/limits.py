@@ -38,6 +38,30 @@ class Buckets:
             del self._levels[key]
 
 
+class Allowance:
+    """One bucket of which more can be earned than time gives: `rate` a second, at most `most` at once."""
+
+    __slots__ = ("_left", "_then", "most", "rate")
+
+    def __init__(self, rate: float, most: float, now: float) -> None:
+        self.rate = rate
+        self.most = most
+        self._left = most
+        self._then = now
+
+    def earn(self, more: float) -> None:
+        self._left = min(self.most, self._left + more)
+
+    def spend(self, now: float, cost: float = 1) -> bool:
+        """Spend so much; False, and nothing spent, when there is less."""
+        self.earn(max(0.0, now - self._then) * self.rate)
+        self._then = now
+        if self._left < cost:
+            return False
+        self._left -= cost
+        return True
+
+
 class Shares:
     """How many things each key has open, at most `most`."""
 

@@ -3,7 +3,7 @@ RequestInfo: what the API server takes a request for, from its method and URL al
 
 The rules of `k8s.io/apiserver/pkg/endpoints/request/requestinfo.go` (v0.36.3), with
 kube-apiserver's prefixes, in Python. Authorization, audit and admission all go by this
-value over there, so ours must be the same in every field: tests compare the two.
+value over there, so ours must be the same in every field: tests/fuzz compares the two.
 Give it canonical targets only (addons.core.canonical): on others no parser is right.
 """
 

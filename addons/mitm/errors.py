@@ -66,7 +66,8 @@ def refusal_for(code: int, message: str) -> status.Refusal:
     )
 
 
-def _error_response(status_code: int, message: str = "") -> bytes:
+def error_response(status_code: int, message: str = "") -> bytes:
+    """The bytes of the Status in place of mitmproxy's page; the connection closes after it."""
     response = answers.response(refusal_for(status_code, message))
     response.headers["Connection"] = "close"
     return http1.assemble_response(response)
@@ -110,7 +111,7 @@ def _read_headers(original: Any) -> Any:
     def read_headers(self: _http1.Http1Server, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         trouble = _trouble(bytes(self.buf)) if isinstance(event, events.DataReceived) else None
         if trouble is not None:
-            yield commands.SendData(self.conn, _error_response(*trouble))
+            yield commands.SendData(self.conn, error_response(*trouble))
             yield commands.CloseConnection(self.conn)
             self.state = self.done
             return
@@ -125,7 +126,7 @@ def _read_body(original: Any) -> Any:
             yield from original(self, event)
         except NotImplementedError:  # mitmproxy's words for trailers after a chunked body
             if isinstance(self, _http1.Http1Server):
-                yield commands.SendData(self.conn, _error_response(400, "trailers are not accepted"))
+                yield commands.SendData(self.conn, error_response(400, "trailers are not accepted"))
             yield commands.CloseConnection(self.conn)
             self.state = self.done
             code = self.ReceiveProtocolError.code
@@ -136,7 +137,7 @@ def _read_body(original: Any) -> Any:
 
 @patch
 def install() -> None:
-    _http1.make_error_response = _error_response
+    _http1.make_error_response = error_response
     _http2.Http2Server._handle_event = _h2_handle_event(_http2.Http2Server._handle_event)
     _http1.Http1Server.read_headers = _read_headers(_http1.Http1Server.read_headers)
     _http1.Http1Connection.read_body = _read_body(_http1.Http1Connection.read_body)

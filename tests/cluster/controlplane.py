@@ -71,6 +71,9 @@ class PortTaken(ControlPlaneError):
     """Somebody took a port between our look and the server's start."""
 
 
+STARTED: list["ControlPlane"] = []  # by this process; their files may outlive them
+
+
 class ControlPlane:
     """One running control plane. Make it with `start`; `stop` or `with` ends it."""
 
@@ -107,6 +110,7 @@ class ControlPlane:
                 self.stop()
                 raise
             else:
+                STARTED.append(self)
                 return self
         raise AssertionError("unreachable")
 
@@ -708,6 +712,14 @@ def request_info(
     return [json.loads(line) for line in _answers("requestinfo", requests, programs)]
 
 
+def meaning(requests: Iterable[Mapping[str, object]], programs: build.Programs | None = None) -> list[dict[str, Any]]:
+    """
+    What kube-apiserver's handlers read from each whole request: RequestInfo, options, the object or the
+    effect of the patch on `onto`; {"error": ...} for what they refuse. Bodies are base64. No cluster needed.
+    """
+    return [json.loads(line) for line in _answers("meaning", requests, programs)]
+
+
 def encode(objects: Iterable[object], programs: build.Programs | None = None) -> list[str]:
     """
     The Kubernetes protobuf encoding of objects, in base64; a field that the type does
@@ -727,11 +739,12 @@ def _answers(program: str, questions: Iterable[Mapping[str, object]], programs: 
         input="".join(json.dumps(question) + "\n" for question in questions),
         text=True,
         encoding="utf-8",
+        errors="replace",  # an error message may quote bytes of a body
         capture_output=True,
         timeout=120,
         check=True,
     )
-    return result.stdout.splitlines()
+    return result.stdout.split("\n")[:-1]  # splitlines would also split at U+0085, which Go does not escape
 
 
 # Helpers ------------------------------------------------------------------------------------

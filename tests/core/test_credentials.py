@@ -56,6 +56,7 @@ def test_taken(fields, kept):
     assert take(fields) == ("a.b.c", tuple(kept))
 
 
+@pytest.mark.attack("credentials: place")
 @pytest.mark.parametrize(
     ("fields", "why"),
     [

@@ -39,3 +39,28 @@ def test_links_are_followed(tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         filemodes.trouble_at(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("mode", "folders", "is_exposed"),
+    [
+        pytest.param(FILE | 0o600, [FOLDER | 0o755, FOLDER | 0o755], False, id="private"),
+        pytest.param(FILE | 0o640, [FOLDER | 0o755], False, id="the group is the administrator's choice"),
+        pytest.param(FILE | 0o644, [FOLDER | 0o755, FOLDER | 0o755], True, id="for all"),
+        pytest.param(FILE | 0o644, [FOLDER | 0o700, FOLDER | 0o755], False, id="in a private folder"),
+        pytest.param(FILE | 0o644, [FOLDER | 0o755, FOLDER | 0o700], False, id="further up"),
+        pytest.param(FILE | 0o644, [FOLDER | 0o711], True, id="in a folder that others may pass, not list"),
+    ],
+)
+def test_exposed(mode, folders, is_exposed):
+    said = filemodes.exposed(mode, folders)
+    assert said.startswith("it holds a key or token, and every user can read it (mode 0644)") is is_exposed
+
+
+def test_exposed_follows_links(tmp_path):
+    (tmp_path / "key").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "key")
+    passable = all(folder.stat().st_mode & stat.S_IXOTH for folder in (tmp_path / "key").resolve().parents)
+    for mode, is_exposed in ((0o600, False), (0o604, passable)):
+        (tmp_path / "key").chmod(mode)
+        assert bool(filemodes.exposed_at(tmp_path / "link")) is is_exposed

@@ -27,6 +27,9 @@ from addons.core.status import Refused
         pytest.param([(b"Connection", b"close, X-Other")], "connection-nominates", id="Connection names a second"),
         pytest.param([(b"Connection", b"")], "connection-nominates", id="empty Connection"),
         pytest.param([(b"Expect", b"200-ok")], "expect", id="unknown Expect"),
+        pytest.param([(b"Transfer-Encoding", b"gzip, chunked")], "transfer-encoding", id="a compressed body"),
+        pytest.param([(b"Transfer-Encoding", b"identity")], "transfer-encoding", id="identity"),
+        pytest.param([(b"transfer-encoding", b"")], "transfer-encoding", id="empty Transfer-Encoding"),
     ],
 )
 def test_refused(fields, cause):
@@ -44,6 +47,7 @@ def test_refused(fields, cause):
         pytest.param([(b"X-Stream-Protocol-Version", b"v5"), (b"X-Stream-Protocol-Version", b"v4")], id="SPDY's list"),
         pytest.param([(b"X-Forwarded-For", b"1.2.3.4")], id="kubectl proxy's, dropped later"),
         pytest.param([(b"Expect", b"100-Continue")], id="Expect 100-continue"),
+        pytest.param([(b"Transfer-Encoding", b" Chunked")], id="chunked"),
     ],
 )
 def test_accepted(fields):

@@ -66,3 +66,18 @@ def test_digest_says_how_many():
     digest = limits.Digest(every=1.0)
     assert [digest.note("a", t) for t in (0.0, 0.1, 0.2, 1.1)] == [1, 0, 0, 3]
     assert digest.note("b", 0.2) == 1
+
+
+def test_an_allowance_is_spent_comes_back_with_time_and_can_be_earned():
+    allowance = limits.Allowance(rate=10, most=2, now=0)
+    assert [allowance.spend(0) for _ in range(3)] == [True, True, False]
+    assert allowance.spend(0.1)
+    assert not allowance.spend(0.1)
+    allowance.earn(1)
+    assert allowance.spend(0.1)
+    allowance.earn(100)
+    assert [allowance.spend(0.1) for _ in range(3)] == [True, True, False]  # never more than `most`
+    allowance.earn(1)
+    assert not allowance.spend(0.1, cost=2)
+    assert allowance.spend(0.1)
+    assert not allowance.spend(-5)  # a clock that goes back gives nothing

@@ -112,6 +112,7 @@ def other_spelling(text):
 RAW = json.dumps(GOOD)
 
 
+@pytest.mark.attack("credentials: tokens")
 @pytest.mark.parametrize(
     ("token", "why"),
     [

@@ -5,8 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.controlplane import ControlPlane
-from tests.e2e import gateway, policies
+from tests.cluster.controlplane import STARTED, ControlPlane
+from tests.e2e import audit, gateway, policies
+from tests.e2e.recorder import Recorder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_arrived_that_did_not_pass() -> Iterator[None]:
+    """After the run: the API servers' audit logs against what the gateways made and recorded."""
+    yield
+    events = [event for one in STARTED if one.audit_log for event in one.audit_events()]
+    found = audit.problems(events, gateway.STARTED)
+    assert not found, "\n".join(found[:20])
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +37,26 @@ def open_gateway(gateway_kubeconfig: Path, tmp_path_factory: pytest.TempPathFact
     with gateway.running(
         folder, "--kubeconfig", str(gateway_kubeconfig), "--policies", str(folder / "policy.yaml")
     ) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def recorder(controlplane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """What really leaves `recorded_gateway`."""
+    one = Recorder(controlplane, tmp_path_factory.mktemp("recorder"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def recorded_gateway(recorder: Recorder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gateway.Gateway]:
+    """A gateway whose policy allows everything, with a recorder between it and the API server."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "policy.yaml").write_text(policies.EVERYTHING)
+    config = recorder.kubeconfig(folder / "own.kubeconfig")
+    arguments = ["--kubeconfig", str(config), "--policies", str(folder / "policy.yaml")]
+    # It goes on saying what is wrong after the sixtieth bad token of a minute.
+    with gateway.running(folder, *arguments, "--", "--set", "tollgate_failed_authentications=0") as one:
         yield one
 
 

@@ -19,6 +19,7 @@ from addons.core import maskdetect
 from addons.net.files import private_folder
 from tests.cluster.build import cache_folder
 
+STARTED: list["Gateway"] = []  # in this run, for what is looked at when it ends
 ROOT = Path(__file__).resolve().parents[2]
 START_LIMIT = 40  # seconds; 3 are usual
 STOP_LIMIT = 10  # seconds
@@ -132,6 +133,7 @@ def running(
     port = free_port()
     process = launch(folder, arguments, port=port, root=root, environment=environment, command=command)
     gateway = Gateway(process, folder, port)
+    STARTED.append(gateway)
     try:
         wait_open(process, folder, port)
         yield gateway

@@ -22,7 +22,7 @@ import pytest
 from tests.e2e import client, gateway
 from tests.e2e.test_approvals import APPROVALS, Stage, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.attack("approvals")]
 
 NAMES = (f"attacked-{n}" for n in itertools.count())
 GROUP = "/apis/tollgate.dev/v1alpha1"

@@ -4,66 +4,29 @@ its audit log shows nothing that was refused.
 """
 
 import json
-import re
 import socket
-import ssl
-import time
-from pathlib import Path
 
-import hpack
 import pytest
 
 from tests.e2e import client, gateway
+from tests.e2e.rawclient import (
+    AGENT,
+    BROKEN,
+    GET,
+    PODS,
+    POST,
+    UPGRADE,
+    WAIT,
+    fields,
+    h2_status,
+    head,
+    reached,
+    resident,
+    statuses,
+)
 
 pytestmark = pytest.mark.e2e
 
-PODS = b"/api/v1/namespaces/shop/pods?limit=1"
-MAPS = b"/api/v1/namespaces/attacks-none/configmaps"  # in no namespace that is there: nothing is ever stored
-AGENT = "tollgate:system:serviceaccount:agents:ci-agent"
-GATEWAY = "system:serviceaccount:tollgate:gateway"
-BROKEN = 0  # the connection ends without an answer
-WAIT = 3  # seconds for an answer; milliseconds are usual
-
-
-def connect(running, alpn):
-    context = ssl.create_default_context(cafile=running.ca_file)
-    context.set_alpn_protocols([alpn])
-    return context.wrap_socket(socket.create_connection(("127.0.0.1", running.port), WAIT), server_hostname="127.0.0.1")
-
-
-def statuses(running, data, count=1):
-    """The status codes of the first `count` answers to these bytes, over HTTP/1.1."""
-    received = b""
-    with connect(running, "http/1.1") as s:
-        s.sendall(data)
-        while len(found := re.findall(rb"HTTP/1\.1 (?!100)(\d{3}) ", received)) < count:
-            try:
-                more = s.recv(65536)
-            except OSError:
-                more = b""
-            if not more:
-                break
-            received += more
-    return tuple(int(status) for status in found[:count]) or (BROKEN,)
-
-
-def reached(controlplane, since):
-    """What arrived at the API server of a client's making: as whom, and what."""
-    time.sleep(0.02)  # the log is written before the answer, in blocking mode; this is for cut connections
-    return [
-        (e.get("impersonatedUser", {}).get("username", ""), e["requestURI"])
-        for e in controlplane.audit_events(since)
-        if e["user"].get("username") in (GATEWAY, None) and not e["auditID"].startswith("tollgate-")
-    ]
-
-
-def head(line, token, extra=b"", host=b"Host: 127.0.0.1\r\n"):
-    return line + b"\r\n" + host + b"Authorization: Bearer " + token + b"\r\n" + extra + b"\r\n"
-
-
-GET = b"GET " + PODS + b" HTTP/1.1"
-POST = b"POST " + MAPS + b" HTTP/1.1"
-UPGRADE = b"Connection: Upgrade\r\nUpgrade: "
 
 # request line, further headers, body -> status
 FRAMING = [
@@ -109,14 +72,18 @@ FRAMING = [
 ]  # fmt: skip
 
 
+@pytest.mark.attack("framing, HTTP/1.1")
 @pytest.mark.parametrize(("line", "extra", "body", "status"), FRAMING)
-def test_framing(controlplane, open_gateway, agent_token, line, extra, body, status):
-    since = controlplane.audit_position()
+def test_framing(controlplane, recorder, recorded_gateway, agent_token, result, line, extra, body, status):
+    since, position = controlplane.audit_position(), recorder.position()
     data = head(line, agent_token.encode(), extra) + body
-    assert statuses(open_gateway, data) == (status,)
+    assert statuses(recorded_gateway, data) == (status,)
     assert not reached(controlplane, since)
+    assert not recorder.since(position)
+    result(f"{status or 'closed'}, nothing left the gateway")
 
 
+@pytest.mark.attack("framing, HTTP/1.1", "harmless")
 @pytest.mark.parametrize(
     ("first", "second", "expected", "arrive"),
     [
@@ -133,6 +100,7 @@ def test_pipelined_requests_are_judged_one_by_one(
     assert reached(controlplane, since) == [(AGENT, PODS.decode())] * arrive
 
 
+@pytest.mark.attack("credentials")
 def test_a_token_is_not_that_of_the_connection(controlplane, open_gateway, agent_token):
     since = controlplane.audit_position()
     anonymous = GET + b"\r\nHost: 127.0.0.1\r\n\r\n"
@@ -140,6 +108,7 @@ def test_a_token_is_not_that_of_the_connection(controlplane, open_gateway, agent
     assert reached(controlplane, since) == [(AGENT, PODS.decode())]
 
 
+@pytest.mark.attack("framing, HTTP/1.1")
 def test_a_request_behind_an_upgrade_is_no_request(controlplane, open_gateway, agent_token):
     since, pod = controlplane.audit_position(), controlplane.pods("shop", "app=web")[0]
     path = f"/api/v1/namespaces/shop/pods/{pod}/exec?command=cat&stdin=true"
@@ -151,6 +120,7 @@ def test_a_request_behind_an_upgrade_is_no_request(controlplane, open_gateway, a
     assert {uri for _, uri in reached(controlplane, since)} == {path}
 
 
+@pytest.mark.attack("framing, TLS")
 def test_plain_http_and_garbage(controlplane, open_gateway, agent_token):
     since = controlplane.audit_position()
     with socket.create_connection(("127.0.0.1", open_gateway.port), WAIT) as s:
@@ -160,40 +130,7 @@ def test_plain_http_and_garbage(controlplane, open_gateway, agent_token):
     assert not reached(controlplane, since)
 
 
-# HTTP/2, by hand: no library sends these.
-
-
-def frame(kind, flags, sid, payload):
-    return len(payload).to_bytes(3) + bytes((kind, flags)) + sid.to_bytes(4) + payload
-
-
-def h2_status(running, sent):
-    """The status of one HTTP/2 request; BROKEN when the connection or stream is ended."""
-    decoder, received = hpack.Decoder(), b""
-    with connect(running, "h2") as s:
-        s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
-        s.sendall(frame(1, 5, 1, hpack.Encoder().encode(sent)))
-        while True:
-            while len(received) >= 9 and len(received) >= 9 + (size := int.from_bytes(received[:3])):
-                kind, payload, received = received[3], received[9 : 9 + size], received[9 + size :]
-                if kind == 1:
-                    return int(dict(decoder.decode(payload))[":status"])
-                if kind in (3, 7):
-                    return BROKEN
-            try:
-                more = s.recv(65536)
-            except OSError:
-                return BROKEN
-            if not more:
-                return BROKEN
-            received += more
-
-
-def fields(*extra, method="GET", path="/api/v1/pods", authority="127.0.0.1", scheme="https"):
-    head = {":method": method, ":scheme": scheme, ":path": path, ":authority": authority}
-    return [*((k, v) for k, v in head.items() if v is not None), ("authorization", "TOKEN"), *extra]
-
-
+@pytest.mark.attack("framing, HTTP/2")
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
@@ -227,11 +164,13 @@ def fields(*extra, method="GET", path="/api/v1/pods", authority="127.0.0.1", sch
         pytest.param(fields(("authorization", "Bearer x")), 400, id="two credentials"),
     ],
 )
-def test_http2(controlplane, open_gateway, agent_token, sent, status):
-    since = controlplane.audit_position()
+def test_http2(controlplane, recorder, recorded_gateway, agent_token, result, sent, status):
+    since, position = controlplane.audit_position(), recorder.position()
     sent = [(name, f"Bearer {agent_token}" if value == "TOKEN" else value) for name, value in sent]
-    assert h2_status(open_gateway, sent) == status
+    assert h2_status(recorded_gateway, sent) == status
     assert not reached(controlplane, since)
+    assert not recorder.since(position)
+    result(f"{status or 'closed'}, nothing left the gateway")
 
 
 # The policy as it is shipped.
@@ -266,6 +205,7 @@ PROVIDER = {"driver": "secrets-store.csi.k8s.io", "volumeAttributes": {"secretPr
 FLEX = {"driver": "a/b", "options": {"secretName": "db-password"}}
 
 
+@pytest.mark.attack("known escapes: deputies")
 @pytest.mark.parametrize(
     "body",
     [
@@ -300,6 +240,7 @@ def test_pods_that_reach_too_far(controlplane, default_gateway, agent_token, own
     assert not reached(controlplane, since)
 
 
+@pytest.mark.attack("known escapes: other ways to read")
 @pytest.mark.parametrize(
     "path",
     [
@@ -338,6 +279,7 @@ def deployment(account):
     }
 
 
+@pytest.mark.attack("known escapes: deputies")
 @pytest.mark.parametrize(
     "patch",
     [
@@ -361,6 +303,7 @@ def test_patches_that_change_what_pods_reach(controlplane, default_gateway, agen
 # Logs.
 
 
+@pytest.mark.attack("the log")
 @pytest.mark.parametrize(
     "line",
     [
@@ -374,12 +317,14 @@ def test_no_terminal_escapes_in_the_log(open_gateway, agent_token, line):
     assert "\x1b" not in open_gateway.log[start:]
 
 
+@pytest.mark.attack("the log")
 def test_one_short_log_line_for_a_refused_request(open_gateway):
     start = len(open_gateway.log)
     assert statuses(open_gateway, b"GET /api/v1/" + b"a" * 60000 + b" HTTP/1.1\r\nHost: a\r\n\r\n") == (401,)
     assert len(open_gateway.log) - start < 2000
 
 
+@pytest.mark.attack("the process")
 def test_no_token_in_the_log(default_gateway, open_gateway, agent_token):
     for one in (default_gateway, open_gateway):
         assert agent_token[-40:] not in one.log
@@ -388,10 +333,7 @@ def test_no_token_in_the_log(default_gateway, open_gateway, agent_token):
 # Memory, and the guard's second line.
 
 
-def resident(pid):
-    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # KiB
-
-
+@pytest.mark.attack("floods", "harmless")
 def test_a_closed_http2_connection_costs_nothing(open_gateway):
     pid, nobody = open_gateway.process.pid, [f for f in fields() if f[0] != "authorization"]
     for _ in range(100):
@@ -417,6 +359,7 @@ status.body = body
 """
 
 
+@pytest.mark.attack("faults")
 def test_no_answer_can_be_made(controlplane, gateway_kubeconfig, tmp_path):
     script, switch = tmp_path / "breaks.py", tmp_path / "broken"
     script.write_text(BREAK % str(switch))

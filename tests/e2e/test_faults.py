@@ -25,7 +25,7 @@ from tests import http2
 from tests.cluster import controlplane as plane
 from tests.e2e import client, gateway, policies
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.attack("faults")]
 
 NAMES = (f"fault-{n}" for n in itertools.count())
 AGENT = "tollgate:system:serviceaccount:agents:ci-agent"

@@ -60,6 +60,7 @@ def test_passes(kubectl, command):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.attack("the shipped policy")
 @pytest.mark.parametrize(
     ("command", "rule", "stdin"),
     [
@@ -125,6 +126,7 @@ FORGED = {
 }
 
 
+@pytest.mark.attack("credentials")
 def test_nothing_of_the_clients_making_arrives(controlplane, default_gateway, agent_token):
     since = controlplane.audit_position()
     path = "/api/v1/namespaces/agent-one/configmaps/mine"
@@ -143,6 +145,7 @@ def test_nothing_of_the_clients_making_arrives(controlplane, default_gateway, ag
     assert agent_token not in json.dumps(event)
 
 
+@pytest.mark.attack("credentials")
 @pytest.mark.parametrize(
     "headers",
     [
@@ -165,6 +168,7 @@ def test_refused_headers_never_arrive(controlplane, default_gateway, agent_token
     assert not arrived(controlplane, since)
 
 
+@pytest.mark.attack("two parsers")
 @pytest.mark.parametrize(
     "path",
     ["/api/v1//pods", "/api/v1/./pods", "/api/v1/namespaces/../secrets", "/%61pi/v1/secrets", "/api/v1/secrets/",
@@ -177,6 +181,7 @@ def test_refused_paths_never_arrive(controlplane, default_gateway, agent_token, 
     assert not arrived(controlplane, since)
 
 
+@pytest.mark.attack("credentials")
 @pytest.mark.parametrize("token", [None, "", "nonsense", "a.b.c"], ids=["none", "empty", "nonsense", "not a JWT"])
 def test_no_token_no_request(controlplane, default_gateway, token):
     since = controlplane.audit_position()
@@ -187,16 +192,19 @@ def test_no_token_no_request(controlplane, default_gateway, token):
     assert not arrived(controlplane, since)
 
 
+@pytest.mark.attack("credentials")
 def test_a_token_for_the_api_server_is_not_one_for_the_gateway(controlplane, default_gateway):
     token = controlplane.token("agents", "ci-agent", audience=None)
     answer = client.request(default_gateway.port, default_gateway.ca_file, "GET", "/api/v1/pods", token=token)
     assert answer.status == 401
 
 
+@pytest.mark.attack("credentials")
 def test_a_token_for_the_gateway_is_not_one_for_the_api_server(controlplane, agent_token):
     assert controlplane.request("GET", "/api/v1/pods", token=agent_token)[0] == 401
 
 
+@pytest.mark.attack("credentials")
 def test_a_deleted_service_account_stops_at_once(controlplane, default_gateway):
     controlplane.run_kubectl("create", "serviceaccount", "leaver", "-n", "agents")
     token = controlplane.token("agents", "leaver")

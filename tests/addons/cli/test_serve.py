@@ -1,7 +1,11 @@
 import argparse
+import contextlib
 import datetime
 import json
+import shutil
 import socket
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +150,46 @@ def test_mitmproxys_folder_is_not_writable(plan, tmp_path):
     plan()
     folder = tmp_path / "state" / "mitmproxy"
     assert folder.stat().st_mode & 0o777 == 0o500
+
+
+@pytest.fixture
+def public():
+    """A folder that every user may pass; pytest's own are private."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("option", ["--tls-key", "--kubeconfig", "KUBECONFIG", "--state"])
+def test_a_key_that_all_can_read_is_refused(plan, kubeconfig, public, monkeypatch, option):
+    made = public / "state" / "tls" / "ca.key" if option == "--state" else public / "given"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.write_text(kubeconfig.read_text())
+    given = {
+        "--tls-key": ["--tls-key", str(made), "--tls-cert", str(made)],
+        "--kubeconfig": ["--kubeconfig", str(made)],
+        "KUBECONFIG": ["--kubeconfig", ""],
+        "--state": ["--state", str(public / "state")],
+    }[option]
+    monkeypatch.setenv("KUBECONFIG", str(made) if option == "KUBECONFIG" else str(kubeconfig))
+    made.chmod(0o644)
+    with pytest.raises(serve.UsageError, match="every user can read it") as e:
+        plan(*given)
+    assert str(made) in str(e.value)
+    assert "very-secret" not in str(e.value)
+    made.chmod(0o640)
+    with contextlib.suppress(serve.UsageError):
+        plan(*given)
+    assert not serve.filemodes.exposed_at(made)
+
+
+def test_a_kubeconfig_without_a_secret_may_be_read(plan, kubeconfig, public):
+    config = json.loads(kubeconfig.read_text())
+    config["users"][0]["user"] = {"tokenFile": str(kubeconfig)}
+    (public / "config").write_text(json.dumps(config))
+    (public / "config").chmod(0o644)
+    plan("--kubeconfig", str(public / "config"))
 
 
 @pytest.mark.parametrize("option", ["--auth", "--tls-key", "--kubeconfig", "--policies", "--state"])

@@ -193,6 +193,7 @@ async def test_a_client_that_leaves_does_not_end_the_fetch_for_others():
     assert keys.keys == key_set(0)
 
 
+@pytest.mark.attack("credentials: keys")
 async def test_an_unknown_key_is_looked_for_now_and_then():
     keys, source, clock, _ = keys_of(key_set(0), key_set(0), key_set(0, 1))
     await keys.refresh()
@@ -216,6 +217,7 @@ async def test_a_known_key_is_not_looked_for():
     assert source.asked == 1
 
 
+@pytest.mark.attack("credentials: keys")
 async def test_an_unknown_key_while_the_issuer_is_down():
     keys, _, clock, _ = keys_of(key_set(0), IssuerError("down"))
     await keys.refresh()
@@ -395,6 +397,7 @@ async def test_a_bad_signature_is_never_reviewed(gateway):
     assert gateway.cluster.api.reviews() == []
 
 
+@pytest.mark.attack("credentials: keys")
 async def test_one_issuers_key_does_not_sign_for_another(gateway, provider):
     with pytest.raises(TokenError, match="key-unknown"):
         await identify(gateway, token(OWN_ISSUER, 0, sub=SUB))
@@ -415,6 +418,7 @@ async def test_the_clusters_issuer_listed_in_the_file_is_still_reviewed(provider
     assert (await identify(gateway, token(OWN_ISSUER, 1, sub=SUB))).username == f"tollgate:{SUB}"
 
 
+@pytest.mark.attack("credentials: keys")
 async def test_rotated_keys_are_found_and_withdrawn_ones_forgotten(gateway, provider):
     old, new = token(provider.url, 0), token(provider.url, 2)
     await identify(gateway, old)
@@ -433,6 +437,7 @@ async def test_nobody_gets_in_before_the_gateway_knows_its_own_name(issuer, prov
         await identify(gateway, token(provider.url))
 
 
+@pytest.mark.attack("credentials: keys")
 async def test_nobody_gets_in_with_the_gateways_own_name(gateway, provider):
     gateway.issuers[provider.url].issuer = Issuer(
         url=provider.url, audiences=frozenset({"tollgate"}), username=Source("sub", "")

@@ -5,8 +5,8 @@
 //
 // Beside them are the files and the kubelet that a test cluster needs (pki.go,
 // kubelet.go), and answers that only Kubernetes' own code can give for certain:
-// what a request line means (requestinfo.go) and how an object is encoded
-// (encode.go).
+// what a request line means (requestinfo.go), what a whole request means
+// (meaning.go) and how an object is encoded (encode.go).
 package main
 
 import (
@@ -36,6 +36,7 @@ var programs = map[string]func(){
 	"kubelet":                 kubelet,
 	"pki":                     pki,
 	"requestinfo":             func() { answer(requestInfo) },
+	"meaning":                 func() { answer(meaning) },
 	"encode":                  func() { answer(encode) },
 }
 

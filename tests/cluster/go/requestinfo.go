@@ -64,6 +64,10 @@ func requestInfo(line []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("request info: %w", err)
 	}
+	return infoJSON(info)
+}
+
+func infoJSON(info *request.RequestInfo) ([]byte, error) {
 	parts := info.Parts
 	if parts == nil {
 		parts = []string{}
