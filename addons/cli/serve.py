@@ -221,7 +221,8 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
     for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
         argv += ["--set", f"tollgate_ship={target.strip()}"]
-    for addon in ("guard", *chosen.addons):
+    # What is shown to people is masked even in a stack without mask: screens are nobody's clients.
+    for addon in ("guard", *chosen.addons, *(("view",) if command == "web" else ())):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
         check_free(host, port, "--listen")
