@@ -14,7 +14,7 @@ from mitmproxy import flow as mitmflow
 
 from addons.core import facts
 from addons.mitm import contentview, flowcopies, options, recordcopies, shownflows, viewing
-from addons.net import maskkeys, recordsearch
+from addons.net import maskkeys, maskpatterns, recordsearch
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class View:
 
     def configure(self, updated: set[str]) -> None:
         if "tollgate_state" in updated:
+            # Before the port opens, so nobody waits for these seconds but the start.
+            maskpatterns.warm(ctx.options.tollgate_state)
             try:
                 shownflows.use_key(maskkeys.tags(ctx.options.tollgate_state))
             except maskkeys.KeyFileError as e:

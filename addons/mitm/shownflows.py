@@ -33,6 +33,7 @@ _TEXT = Place("text")
 _SECRETS = Place("secrets")
 
 _key = secrets.token_bytes(32)
+_ready = False
 _copies: WeakSet[mitmflow.Flow] = WeakSet()  # made here: shown as they are
 _ended: WeakKeyDictionary[mitmflow.Flow, mitmflow.Flow] = WeakKeyDictionary()
 _live: WeakKeyDictionary[mitmflow.Flow, tuple[Any, mitmflow.Flow]] = WeakKeyDictionary()
@@ -41,9 +42,12 @@ _lock = threading.RLock()  # log lines come from any thread
 
 
 def use_key(key: bytes) -> None:
-    """The key of tags; that of the record, so that a value has the same tag before and after the end."""
-    global _key
-    _key = key
+    """
+    The key of tags; that of the record, so that a value has the same tag before and after the end.
+    The patterns of secrets are ready now: else the first line of the log waits for them, and the loop with it.
+    """
+    global _key, _ready
+    _key, _ready = key, True
 
 
 def is_copy(flow: mitmflow.Flow) -> bool:
@@ -109,6 +113,8 @@ def facts_of(flow: mitmflow.Flow) -> Mapping[str, str]:
 
 def line(text: str) -> str:
     """A line of the log."""
+    if not _ready:
+        return "not shown yet: the gateway is starting"
     if len(text) > MAX_LINE:
         text = f"{text[:MAX_LINE]}… ({len(text)} characters)"
     try:
