@@ -356,7 +356,9 @@ class RecordAddon:
         kept = answer if level is Level.FULL else recordable.NO_CONTENT
         stream = exchange.stream
         parts = recordcopies.Parts(uri, place, self.key, request, kept, tuple(stream.frames) if stream else ())
-        copy = flowcopies.serialise(flow, parts, summary=summary_of(known, operation), answer=outcome is not None)
+        copy = flowcopies.serialise(
+            flow, parts, summary=recordcopies.summary_of(known, operation), answer=outcome is not None
+        )
         notes = tuple(note for note in (request.note, kept.note, *(_CUT if stream and stream.cut else ())) if note)
         event = auditevents.build(
             stage,
@@ -509,6 +511,8 @@ class RecordAddon:
             with seen(flow, known):
                 record = self.record(flow, known, exchange, stage, outcome, content, ended=ended)
             self.recorder.enqueue(record)
+            if stage is Stage.COMPLETE:
+                recordcopies.hand_out(flow, record.flow)
         # The request was answered already: it is not undone by a record that failed.
         except Exception as e:  # noqa: BLE001
             logger.error("not recorded: %s", why(e))
@@ -648,19 +652,6 @@ def size(text: str) -> int:
 def goes_on(operation: Operation) -> bool:
     """Whether the answer may be a stream of any length."""
     return bool(operation.upgrade) or maskanswers.form_of(operation) in (Form.EVENTS, Form.TEXT)
-
-
-def summary_of(known: facts.Facts, operation: Operation | None) -> dict[str, str]:
-    """For the people who open the flow file."""
-    found = {"audit-id": known.audit_id, "user": (known.identity or ANONYMOUS).username}
-    if known.approval:
-        found["approval"] = known.approval
-    if operation is None:
-        return found
-    verdict = known.verdict
-    found |= {"summary": recordable.text(operation.summary or commands.summary(operation))}
-    found |= {"verdict": verdict.action.name.lower(), "policy": verdict.policy, "rule": verdict.rule}
-    return {name: value for name, value in found.items() if value}
 
 
 def current(known: facts.Facts) -> PolicySet:

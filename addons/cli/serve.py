@@ -278,8 +278,10 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
     for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
         argv += ["--set", f"tollgate_ship={target.strip()}"]
-    # Metrics last, and not of the choice: nothing depends on it.
-    for addon in ("guard", *chosen.addons, *stack.aids(args.without), *measures):
+    # Beside the choice: what is shown to people is masked even in a stack without mask (screens are nobody's
+    # clients); and metrics last, on which nothing depends.
+    view = ("view",) if command == "web" else ()
+    for addon in ("guard", *chosen.addons, *view, *stack.aids(args.without), *measures):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
         check_free(host, port, "--listen")

@@ -197,11 +197,16 @@ def _strip(fields: http.Headers) -> None:
 def _describe(copied: http.HTTPFlow, summary: Mapping[str, str], cut: list[str]) -> None:
     copied.metadata = {METADATA: {**summary, **({"truncated": ", ".join(cut)} if cut else {})}}
     copied.marked = MARKS.get(summary.get("verdict", ""), "")
+    copied.comment = comment_of(summary) or copied.comment
+    copied.intercepted = False
+
+
+def comment_of(summary: Mapping[str, str]) -> str:
+    """`delete pod web-1 [deny agents/no-deletes]`, in a column of mitmweb's."""
     words = [summary.get("command") or summary.get("summary", "")]
     if summary.get("rule"):
         words.append(f"[{summary.get('verdict', '')} {summary.get('policy', '')}/{summary['rule']}]")
-    copied.comment = " ".join(word for word in words if word) or copied.comment
-    copied.intercepted = False
+    return " ".join(word for word in words if word)
 
 
 # ----- reading -----

@@ -1,12 +1,14 @@
 """The copy of a flow that is recorded, put together from parts that were masked."""
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from mitmproxy import http, websocket
 from wsproto.frame_protocol import Opcode
 
-from addons.core import masking, recordable
+from addons.core import commands, facts, masking, recordable
 from addons.core.masktags import Place
+from addons.core.model import ANONYMOUS, Operation
 from addons.core.recordable import NO_CONTENT, Content
 from addons.core.recordedstream import Frame
 
@@ -25,10 +27,13 @@ class Parts:
     def __call__(self, copied: http.HTTPFlow) -> http.HTTPFlow:
         """For flowcopies.serialise: the copy with these parts."""
         copied.request.path = self.path
-        _replace(copied.request, self.request)
+        copied.comment = recordable.text(copied.comment)
+        if copied.error is not None:
+            copied.error.msg = recordable.text(copied.error.msg)
+        put(copied.request, self.request)
         self._headers(copied.request)
         if copied.response is not None:
-            _replace(copied.response, self.answer)
+            put(copied.response, self.answer)
             self._headers(copied.response)
         if copied.websocket is not None:
             copied.websocket.messages = [
@@ -48,7 +53,20 @@ class Parts:
         return masking.mask_text(value.decode("latin-1"), self.place, self.key).encode("latin-1", "replace")
 
 
-def _replace(message: http.Message, content: Content) -> None:
+def summary_of(known: facts.Facts, operation: Operation | None) -> dict[str, str]:
+    """For the people who open the flow file, or look at the flow in mitmweb."""
+    found = {"audit-id": known.audit_id, "user": (known.identity or ANONYMOUS).username}
+    if known.approval:
+        found["approval"] = known.approval
+    if operation is None:
+        return {name: value for name, value in found.items() if value}
+    verdict = known.verdict
+    found |= {"summary": recordable.text(operation.summary or commands.summary(operation))}
+    found |= {"verdict": verdict.action.name.lower(), "policy": verdict.policy, "rule": verdict.rule}
+    return {name: value for name, value in found.items() if value}
+
+
+def put(message: http.Message, content: Content) -> None:
     """With its headers: what is compressed or in chunks over the wire is neither in the record."""
     message.data.content = content.raw
     for name in ("content-encoding", "transfer-encoding", "content-length"):
@@ -57,3 +75,25 @@ def _replace(message: http.Message, content: Content) -> None:
         message.headers["content-length"] = str(len(content.raw))
         if content.content_type:
             message.headers["content-type"] = content.content_type
+
+
+# ----- for who shows flows -----
+
+_handed: WeakKeyDictionary[http.HTTPFlow, bytes] | None = None  # None: nobody shows any, so nothing is kept
+
+
+def want() -> None:
+    """From now on the recorder's copies are kept until they are taken."""
+    global _handed
+    _handed = WeakKeyDictionary() if _handed is None else _handed
+
+
+def hand_out(flow: http.HTTPFlow, data: bytes | None) -> None:
+    """What was recorded of an exchange that is over, in mitmproxy's format."""
+    if _handed is not None and data:
+        _handed[flow] = data
+
+
+def take(flow: http.HTTPFlow) -> bytes:
+    """The recorder's copy, once; b"" where there is none."""
+    return _handed.pop(flow, b"") if _handed is not None else b""
