@@ -257,11 +257,12 @@ async def _then_update(manager: AddonManager, rest: Rest, message: flow.Flow) ->
 
 
 async def trigger_event(self: AddonManager, event: hooks.Hook) -> None:
-    if event.name in CHANGING or places(self, event.name) is None:
+    name = getattr(event, "name", None)  # whatever is no event, the original says so
+    if name is None or name in CHANGING or places(self, name) is None:
         try:
             await _ORIGINAL["trigger_event"](self, event)
         finally:
-            if event.name in CHANGING:
+            if name in CHANGING:
                 forget(self)
         return
     rest = begin(self, event)
@@ -277,9 +278,10 @@ async def handle_lifecycle(self: AddonManager, event: hooks.Hook) -> None:
 
 def trigger(self: AddonManager, event: hooks.Hook) -> None:
     # Rare, but for what nobody listens to: each line of the log is an event.
-    if event.name in CHANGING:
+    name = getattr(event, "name", None)
+    if name in CHANGING:
         _changes("trigger")(self, event)
-    elif places(self, event.name) != ():
+    elif name is None or places(self, name) != ():
         _ORIGINAL["trigger"](self, event)
 
 
@@ -297,7 +299,7 @@ def _changes(name: str) -> Callable[..., Any]:
 
 
 def invoke_addon_sync(self: AddonManager, addon: Any, event: hooks.Hook) -> None:
-    if event.name in CHANGING:
+    if getattr(event, "name", None) in CHANGING:
         _changes("invoke_addon_sync")(self, addon, event)
     else:
         _ORIGINAL["invoke_addon_sync"](self, addon, event)

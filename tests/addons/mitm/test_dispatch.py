@@ -400,6 +400,18 @@ async def test_an_event_without_arguments_is_no_lifecycle_event():
         await tctx.master.addons.handle_lifecycle(hooks.DoneHook())
 
 
+@pytest.mark.parametrize("ours", [False, True], ids=["mitmproxy", "ours"])
+async def test_what_is_no_event_is_said_to_be_none(ours, caplog):
+    if ours:
+        dispatch.install()
+    with taddons.context(loadcore=False) as tctx:
+        tctx.master.addons.add(Stage(tctx).make(TREE[0]))
+        tctx.master.addons.trigger("request")
+        await tctx.master.addons.trigger_event("request")
+        tctx.master._legacy_log_events.uninstall()
+    assert caplog.text.count("AssertionError") == 2
+
+
 async def test_lines_of_the_log_reach_whoever_wants_them():
     class Listens:
         def add_log(self, entry):

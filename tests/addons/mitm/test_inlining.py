@@ -329,7 +329,7 @@ async def test_wakeups_and_logs(ours, caplog):
         else:
             yield commands.SendData(self.context.client, type(event).__name__.encode())
 
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "mitmproxy.proxy.server")
     with taddons.context(loadcore=False) as tctx:
         handler, writer, _, _ = await stage(tctx, ours, steps)
         await handler.server_event(data(handler))
