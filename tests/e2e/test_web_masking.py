@@ -259,7 +259,9 @@ async def test_what_is_edited_is_judged(ui, ask):
 
 
 def recorded(web):
-    lines = [line for file in (web.folder / "recordings").rglob("events.jsonl") for line in file.read_text().split("\n")]
+    lines = [
+        line for file in (web.folder / "recordings").rglob("events.jsonl") for line in file.read_text().split("\n")
+    ]
     return [event for event in map(json.loads, filter(None, lines)) if "auditID" in event and "annotations" in event]
 
 
