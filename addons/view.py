@@ -59,7 +59,8 @@ class View:
 
     def describe(self, flow: http.HTTPFlow) -> None:
         """Marker and comment on the flow itself: mitmproxy's list of marked flows looks there."""
-        told = recordcopies.summary_of(known := facts.of(flow), known.operation)
+        known = facts.of(flow)
+        told = shownflows.told(known, known.operation)
         if known.operation is not None and not flow.marked:
             flow.marked, flow.comment = flowcopies.MARKS.get(told.get("verdict", ""), ""), flowcopies.comment_of(told)
             viewing.update(flow)

@@ -91,13 +91,22 @@ def mask_in_place(flow: mitmflow.Flow) -> None:
     _copies.add(flow)
 
 
+def told(known: facts.Facts, operation: Operation | None) -> dict[str, str]:
+    """For people. Until policies were asked the verdict is no, but nobody said so."""
+    found = recordcopies.summary_of(known, operation)
+    if ("tollgate_block", "request") not in known.passed and not known.answered_by:
+        for name in ("verdict", "policy", "rule"):
+            found.pop(name, None)
+    return found
+
+
 def facts_of(flow: mitmflow.Flow) -> Mapping[str, str]:
     """What the gateway knows of an exchange, for people; of a loaded flow nothing."""
-    if (told := _told.get(flow)) is not None:
-        return told
+    if (kept := _told.get(flow)) is not None:
+        return kept
     known = facts.of(flow)
     operation = known.operation
-    found = dict(recordcopies.summary_of(known, operation)) if known.identity is not None or operation else {}
+    found = told(known, operation) if known.identity is not None or operation else {}
     if operation is not None:
         found["impact"] = ", ".join(sorted(impact.name.lower() for impact in operation.impacts))
     if known.approvers:
@@ -138,7 +147,15 @@ def _state(flow: mitmflow.Flow) -> Any:
         seal.value(flow.request),
         (data.status_code, data.reason, data.headers.fields, data.content, data.trailers) if data else None,
         flow.websocket is not None,
-        (id(known), known.operation, known.verdict, known.audit_id, known.approval, known.sealed is None),
+        (
+            id(known),
+            known.operation,
+            known.verdict,
+            known.audit_id,
+            known.approval,
+            known.answered_by,
+            len(known.passed),
+        ),
     )
 
 
@@ -174,7 +191,7 @@ def _http(flow: http.HTTPFlow, recorded: bytes, limit: int) -> http.HTTPFlow:
         if copy.response is not None and not copy.response.raw_content:
             recordcopies.put(copy.response, response)
         return copy
-    summary = recordcopies.summary_of(known, operation) if operation is not None else _claimed(flow)
+    summary = told(known, operation) if operation is not None else _claimed(flow)
     uri = recordable.uri(flow.request.path, place, _key, level)
     parts = recordcopies.Parts(uri, place, _key, request, response)
     there = flow.response

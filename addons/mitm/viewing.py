@@ -199,8 +199,7 @@ def _logentry_to_json(original: Any) -> Any:
     return logentry_to_json
 
 
-@patch
-def install() -> None:
+def apply() -> None:
     View.add, View.update = _add(View.add), _update(View.update)
     command.Command.prepare_args = _prepare_args(command.Command.prepare_args)
     for filters in (flowfilter.filter_unary, flowfilter.filter_rex, flowfilter.filter_int):
@@ -218,10 +217,10 @@ def install() -> None:
     handler: Any = app.RequestHandler
     handler.flow = property(_flow_of(handler.flow.fget))
     static_viewer.StaticViewer.export = _export_static(static_viewer.StaticViewer.export)
-    _install_console()
+    _apply_to_console()
 
 
-def _install_console() -> None:
+def _apply_to_console() -> None:
     """mitmproxy's own screen, where it is what runs: it takes a second to import."""
     common: Any = sys.modules.get("mitmproxy.tools.console.common")
     details: Any = sys.modules.get("mitmproxy.tools.console.flowview")
@@ -230,3 +229,6 @@ def _install_console() -> None:
     if details is not None:
         of = details.FlowDetails.flow.fget
         details.FlowDetails.flow = property(lambda self: shown(found) if (found := of(self)) is not None else None)
+
+
+install = patch(apply)

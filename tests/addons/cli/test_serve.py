@@ -42,13 +42,16 @@ def settings(plan):
     return dict(a.split("=", 1) for a, before in zip(plan.argv[1:], plan.argv, strict=False) if before == "--set")
 
 
+def scripts(made):
+    return [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
+
+
 def test_the_command_line(plan):
     made = plan(extra=("--set", "x=y"))
     assert made.argv[0].endswith("mitmdump")
     assert "reverse:https://k8s.example:6443" in made.argv
     assert "--no-server" in made.argv  # the guard opens the port
-    scripts = [a.rsplit("/", 1)[1] for a, before in zip(made.argv[1:], made.argv, strict=False) if before == "-s"]
-    assert scripts == [f"{name}.py" for name in ("guard", *stack.ORDER, *stack.AIDS)]
+    assert scripts(made) == [f"{name}.py" for name in ("guard", *stack.ORDER, *stack.AIDS)]
     assert settings(made)["tollgate_stack"] == ",".join(stack.ORDER)
     assert made.argv[-1] == "--set=x=y"
     assert "very-secret" not in made.command()
@@ -72,6 +75,9 @@ def test_web(plan):
     made = plan("--web", "127.0.0.1:28081", command="web")
     assert made.argv[0].endswith("mitmweb")
     assert settings(made)["web_port"] == "28081"
+    assert scripts(made)[-2:] == ["upstream.py", "view.py"]
+    assert "view.py" not in scripts(plan())
+    assert scripts(plan("--only", "authenticate,upstream", command="web"))[-1] == "view.py"
 
 
 def test_every_option_has_an_environment_variable(monkeypatch):

@@ -6,7 +6,7 @@ from wsproto.frame_protocol import Opcode
 
 from addons.core.masktags import Place
 from addons.core.recordable import Content
-from addons.mitm import flowcopies
+from addons.mitm import flowcopies, recordcopies
 from addons.mitm.recordcopies import Parts
 from tests import canaries
 
@@ -60,3 +60,21 @@ def test_frames_are_those_of_the_record():
     found, data = written(flow, frames=((True, b"\0ls\n", 1.5),))
     assert [(m.from_client, m.content, m.timestamp) for m in found.websocket.messages] == [(True, b"\0ls\n", 1.5)]
     assert TOKEN.encode() not in data
+
+
+def test_comment_and_error_are_searched():
+    flow = tflow.tflow(err=True)
+    flow.comment, flow.error.msg = f"token={TOKEN}", f"dial tcp: token={TOKEN}"
+    found, data = written(flow)
+    assert TOKEN.encode() not in data
+    assert found.error.msg.startswith("dial tcp: ")
+
+
+def test_nothing_is_kept_where_nobody_shows_flows(monkeypatch):
+    monkeypatch.setattr(recordcopies, "_handed", None)
+    flow = tflow.tflow()
+    recordcopies.hand_out(flow, b"x")
+    assert recordcopies.take(flow) == b""
+    recordcopies.want()
+    recordcopies.hand_out(flow, b"x")
+    assert (recordcopies.take(flow), recordcopies.take(flow)) == (b"x", b"")
