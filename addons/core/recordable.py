@@ -6,7 +6,7 @@ A request's body is recorded as JSON where it came as protobuf, so that it can b
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -20,12 +20,16 @@ from addons.core.status import Refused
 MAX_ANSWER = 4 * 1024 * 1024  # bytes of an answer that are looked at for the record
 
 _NOWHERE = Place("text")
+# What a client has a hand in: its words, names, types; the places that an error quotes.
 _TEXTS = (
     auditevents.COMMAND,
     auditevents.SUMMARY,
     auditevents.MESSAGE,
     auditevents.OBSERVED,
     auditevents.ENDED,
+    auditevents.MEDIA_TYPE,
+    auditevents.REACH,
+    auditevents.TRUNCATED,
 )
 
 
@@ -53,7 +57,7 @@ def request(operation: Operation, raw: bytes, content_type: str, key: bytes, lev
         text = raw.decode("latin-1")
         masked = masking.mask_text(text, place, key, level)
         return Content(masked.encode("latin-1"), None, content_type, int(masked is not text))
-    found = masking.mask(operation.body, place, key, level)
+    found = value(operation.body, place, key, level)
     is_protobuf = "protobuf" in content_type.lower()
     if found.content is operation.body and not is_protobuf:
         return Content(raw, found.content, content_type)
@@ -78,7 +82,40 @@ def answer(
         made, found = maskanswers.whole(plain, code, content_type, place, key, level)
     except (Refused, ValueError):
         return Content(note=f"flow.response {len(raw)} bytes, which cannot be masked")
-    return Content(made, _value(made, content_type, found), content_type, found.count)
+    content = _value(made, content_type, found)
+    named, count = _named(content, place, key)
+    return Content(masking.dumps(named) if count else made, named, content_type, found.count + count)
+
+
+def value(content: Any, place: Place, key: bytes, level: MaskLevel) -> Masked:
+    """
+    An object as it may be recorded. Answers keep the names of fields; here they are searched as well,
+    since whoever makes an object chooses those of `data`, labels and annotations.
+    """
+    found = masking.mask(content, place, key, level)
+    named, count = _named(found.content, place, key)
+    return replace(found, content=named, count=found.count + count) if count else found
+
+
+def _named(content: Any, place: Place, key: bytes) -> tuple[Any, int]:
+    """(the content without secrets in names of fields, how many there were)"""
+    names: set[str] = set()
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            names.update(one)
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    odd = {name: masking.mask_text(name, place, key) for name in _not_plain(names)}
+    return (_renamed(content, odd), len(odd)) if odd else (content, 0)
+
+
+def _renamed(content: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(content, dict):
+        return {names.get(name, name): _renamed(one, names) for name, one in content.items()}
+    return [_renamed(one, names) for one in content] if isinstance(content, list) else content
 
 
 def _value(made: bytes, content_type: str, found: Masked) -> Any:
@@ -97,15 +134,18 @@ def uri(target: str, place: Place, key: bytes, level: MaskLevel) -> str:
     if not asked:
         return path
     pairs = parse_qsl(query, keep_blank_values=True)
-    command = [value for name, value in pairs if name == "command"]
+    command = [given for name, given in pairs if name == "command"]
     words = iter(maskpreviews.words(command) if command else ())
     shown = [
-        (name, next(words) if name == "command" else masking.mask_text(value, place, key, level))
-        for name, value in pairs
+        (
+            masking.mask_text(name, place, key, level),
+            next(words) if name == "command" else masking.mask_text(given, place, key, level),
+        )
+        for name, given in pairs
     ]
     if shown == pairs:
         return f"{path}?{query}"
-    return f"{path}?" + "&".join(f"{quote(name, safe='')}={quote(value, safe='*:')}" for name, value in shown)
+    return f"{path}?" + "&".join(f"{quote(name, safe='*:')}={quote(given, safe='*:')}" for name, given in shown)
 
 
 def _unless_same(written: str, text: str, mask: Callable[[str], str], safe: str) -> str:
@@ -141,9 +181,26 @@ def is_plain(value: bytes) -> bool:
     return True
 
 
+def _not_plain(names: set[str]) -> list[str]:
+    """Those in which something is found; all that are new are searched at once."""
+    fresh = [name for name in names if name.encode("utf-8", "replace") not in _plain]
+    if not fresh:
+        return []
+    found = dict(zip(fresh, maskdetect.spans_of(fresh), strict=True))
+    for name in fresh:
+        if not found[name]:
+            is_plain(name.encode("utf-8", "replace"))
+    return [name for name in fresh if found[name]]
+
+
 def text(value: str) -> str:
     """A line for people who open the flow file."""
     return value if is_plain(value.encode("utf-8", "replace")) else maskpreviews.words([value])[0]
+
+
+def line(value: str, place: Place, key: bytes) -> str:
+    """A short text of whoever it was. Most are those of the last request, and are not searched again."""
+    return value if is_plain(value.encode("utf-8", "replace")) else masking.mask_text(value, place, key)
 
 
 def event(key: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -153,11 +210,13 @@ def event(key: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """
 
     def masked(value: str) -> str:
-        return masking.mask_text(value, _NOWHERE, key)
+        return line(value, _NOWHERE, key)
 
     def below(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: below(one) for key, one in value.items()}
+            return {masked(name): below(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [below(one) for one in value]
         return masked(value) if isinstance(value, str) else value
 
     def note(name: str, value: str) -> str:
@@ -175,8 +234,11 @@ def event(key: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
         status = found.get("responseStatus")
         if isinstance(status, Mapping) and isinstance(status.get("message"), str):
             changed["responseStatus"] = {**status, "message": masked(status["message"])}
-        if isinstance(found.get("userAgent"), str):
-            changed["userAgent"] = masked(found["userAgent"])
+        for name in ("userAgent", "verb"):
+            if isinstance(found.get(name), str):
+                changed[name] = masked(found[name])
+        if "objectRef" in found:  # names are the client's, whether there is such an object or not
+            changed["objectRef"] = below(found["objectRef"])
         return changed
 
     return mask
