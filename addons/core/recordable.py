@@ -5,6 +5,7 @@ A request's body is recorded as JSON where it came as protobuf, so that it can b
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,10 @@ from addons.core.status import Refused
 MAX_ANSWER = 4 * 1024 * 1024  # bytes of an answer that are looked at for the record
 
 _NOWHERE = Place("text")
+# What the mask leaves as it is, since the API server sets it or it names something. In a request it is anything.
+_NAMES = ("name", "field", "manager", "uid", "resourceVersion", "creationTimestamp", "apiVersion", "kind")
+# Most of them, each another one: not searched, and not remembered.
+_DULL = re.compile(r"[0-9]{1,20}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\dT[0-9:.]{8,18}Z")
 # What a client has a hand in: its words, names, types; the places that an error quotes.
 _TEXTS = (
     auditevents.COMMAND,
@@ -89,8 +94,8 @@ def answer(
 
 def value(content: Any, place: Place, key: bytes, level: MaskLevel) -> Masked:
     """
-    An object as it may be recorded. Answers keep the names of fields; here they are searched as well,
-    since whoever makes an object chooses those of `data`, labels and annotations.
+    An object as it may be recorded. Answers keep the names of fields, and what a Status says it is of;
+    here they are searched as well: whoever asks chooses them, in `data`, labels and annotations, too.
     """
     found = masking.mask(content, place, key, level)
     named, count = _named(found.content, place, key)
@@ -105,6 +110,9 @@ def _named(content: Any, place: Place, key: bytes) -> tuple[Any, int]:
         one = waiting.pop()
         if isinstance(one, dict):
             names.update(one)
+            names.update(
+                text for name in _NAMES if isinstance(text := one.get(name), str) and not _DULL.fullmatch(text)
+            )
             waiting += one.values()
         elif isinstance(one, list):
             waiting += one
@@ -114,7 +122,12 @@ def _named(content: Any, place: Place, key: bytes) -> tuple[Any, int]:
 
 def _renamed(content: Any, names: Mapping[str, str]) -> Any:
     if isinstance(content, dict):
-        return {names.get(name, name): _renamed(one, names) for name, one in content.items()}
+        return {
+            names.get(name, name): names.get(one, one)
+            if name in _NAMES and isinstance(one, str)
+            else _renamed(one, names)
+            for name, one in content.items()
+        }
     return [_renamed(one, names) for one in content] if isinstance(content, list) else content
 
 

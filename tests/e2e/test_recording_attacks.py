@@ -1,4 +1,4 @@
-"""The recorder under attack and in trouble: full disks, reset streams, secrets everywhere, tampering. All of it real."""
+"""The recorder under attack and in trouble, for real: full disks, reset streams, secrets everywhere, tampering."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ import uuid
 import pytest
 
 from addons.cli import replay, show, verify
-from addons.core import auditevents, chain, chainverify
+from addons.core import auditevents, chain
 from addons.core.chainverify import CHECKPOINTS, EVENTS, FLOWS, INDEX, REQUESTS
 from addons.net import recordings
 from tests import canaries, http2, websocket
@@ -180,7 +180,7 @@ async def typed(stage, canary):
 async def test_a_secret_is_in_no_file_wherever_it_is_put(stage, namespace, kind):
     canary = canaries.VALUES[kind]
     text = canary.decode()
-    place = maps(namespace)
+    place, secrets = maps(namespace), f"/api/v1/namespaces/{namespace}/secrets"
     tries = [
         ("GET", f"{place}/{text}", None, {}),
         ("DELETE", f"{place}/{text}", None, {}),
@@ -198,14 +198,14 @@ async def test_a_secret_is_in_no_file_wherever_it_is_put(stage, namespace, kind)
         ("POST", place, {"metadata": {"name": "c1", "annotations": {text: "1", "b": text}}}, {}),
         ("POST", place, {"metadata": {"name": "c2"}, "data": {"x": text, text: "1"}}, {"User-Agent": text}),
         ("POST", f"{place}?fieldManager={text}", a_map("c3", base64.b64encode(canary).decode()), {}),
-        ("POST", f"/api/v1/namespaces/{namespace}/secrets", {"metadata": {"name": "c4"}, "stringData": {"x": text}}, {}),
+        ("POST", secrets, {"metadata": {"name": "c4"}, "stringData": {"x": text}}, {}),
         ("POST", place, text.encode(), {"Content-Type": "application/json"}),
         ("POST", place, a_map("c5"), {"Content-Type": f"application/{text}"}),
         ("PUT", f"{place}/note-0", {"metadata": {"name": "note-0", "resourceVersion": text}}, {}),
         ("DELETE", f"{place}/c1", None, {}),
         ("DELETE", f"{place}/c2", None, {}),
         ("DELETE", f"{place}/c3", None, {}),
-        ("DELETE", f"/api/v1/namespaces/{namespace}/secrets/c4", None, {}),
+        ("DELETE", f"{secrets}/c4", None, {}),
     ]  # fmt: skip
     for method, path, body, headers in tries:
         answer = stage.request(method, path, body=body, headers=headers)
@@ -214,8 +214,8 @@ async def test_a_secret_is_in_no_file_wherever_it_is_put(stage, namespace, kind)
     for patch_type in ("merge-patch", "strategic-merge-patch"):
         headers = {"Content-Type": f"application/{patch_type}+json"}
         stage.request("PATCH", f"{place}/note-1", body=patch, headers=headers)
-    stage.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(
-        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "applied"}, "stringData": {"x": text}}))  # fmt: skip
+    applied = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "applied"}, "stringData": {"x": text}}
+    stage.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(applied))
     stage.kubectl("delete", "secret", "applied", "-n", namespace)
     stage.kubectl("get", "pods", "-n", namespace, "--as", text)
     context = ssl.create_default_context(cafile=stage.gateway.ca_file)
@@ -230,10 +230,22 @@ async def test_a_secret_is_in_no_file_wherever_it_is_put(stage, namespace, kind)
     stage.request("GET", f"{place}/{end}")
     stage.wait_for(lambda e: e.get("objectRef", {}).get("name") == end)
     await asyncio.sleep(1.5)  # what streams hold back is written within a second
-    assert canaries.seen_in(everything(stage.root), [canary]) == []
+    found = everything(stage.root)
+    seen = [found[at - 300 : at + 100] for spelling in canaries.spellings(canary) if (at := found.find(spelling)) >= 0]
+    assert seen == []
 
 
 # Many, large, and gone in the middle
+
+
+def went_up(stage, position, namespace):
+    """The ids of what the agent made, as the API server wrote them down."""
+    return {
+        e["auditID"]
+        for e in stage.cluster.audit_events(position)
+        if e["verb"] == "create" and e.get("objectRef", {}).get("namespace") == namespace
+        and e.get("impersonatedUser", e["user"])["username"] == AGENT
+    }  # fmt: skip
 
 
 def test_many_writers_and_large_bodies(stage, namespace):
@@ -250,8 +262,7 @@ def test_many_writers_and_large_bodies(stage, namespace):
     assert codes.count(201) == 108
     assert not {0, 503} & set(codes)
     stage.wait_for(lambda e: "many-119" in json.dumps(e.get("requestObject", "")))
-    mine = [e for e in stage.cluster.audit_events(position) if e.get("objectRef", {}).get("namespace") == namespace]
-    went = {e["auditID"] for e in mine if e["user"]["username"] == AGENT}
+    went = went_up(stage, position, namespace)
     assert len(went) >= 108
     assert went <= {e["auditID"] for e in stage.events()}
     code, text = run(verify, stage.root)
@@ -275,8 +286,9 @@ async def test_clients_that_leave_while_their_record_is_written(stage, namespace
     answer = await asyncio.to_thread(stage.request, "POST", maps(namespace), body=a_map("left-last"))
     assert answer.status == 201
     await asyncio.sleep(0.5)
-    mine = [e for e in stage.cluster.audit_events(position) if e.get("objectRef", {}).get("namespace") == namespace]
-    went = {e["auditID"] for e in mine if e["user"]["username"] == AGENT and e["verb"] == "create"}
+    went = went_up(stage, position, namespace)
+    assert "left-last" in json.dumps(stage.events()[-1])
+    assert went
     assert went <= {e["auditID"] for e in stage.events()}
     code, text = run(verify, stage.root)
     assert code == 0, text
@@ -509,7 +521,7 @@ TAMPERED = [
     pytest.param(change_lines(lambda f: [f[0].replace(b'"verb":"create"', b'"verb":"get"'), *f[1:]]), id="verb edited"),
     pytest.param(change_lines(lambda f: [line.replace(b"ci-agent", b"somebody") for line in f]), id="name edited"),
     pytest.param(change_lines(lambda f: [f[0].replace(b'"allow"', b'"deny"'), *f[1:]]), id="verdict edited"),
-    pytest.param(change_lines(lambda f: f[:-1] + [f[-1].replace(b'":', b'": ', 1)]), id="a blank"),
+    pytest.param(change_lines(lambda f: [*f[:-1], f[-1].replace(b'":', b'": ', 1)]), id="a blank"),
     pytest.param(change_lines(lambda f: f[1:]), id="first line gone"),
     pytest.param(change_lines(lambda f: [*f[:2], *f[3:]]), id="a line gone"),
     pytest.param(change_lines(lambda f: f[:-1]), id="last line gone"),
@@ -557,7 +569,7 @@ def test_tampering_is_found(ended, tmp_path, tamper):
     tamper(root)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} != before
     code, text = run(verify, root, "--anchor", anchor, "--key", ended / "state" / "recording.pub")
-    assert code == 1, text
+    assert code, text  # 1, or 2 where nothing is left that could be looked at
 
 
 # Once more, elsewhere

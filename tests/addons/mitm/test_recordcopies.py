@@ -1,5 +1,6 @@
 import io
 
+from mitmproxy import flow as mitmflow
 from mitmproxy import http, websocket
 from mitmproxy.test import tflow
 from wsproto.frame_protocol import Opcode
@@ -60,3 +61,16 @@ def test_frames_are_those_of_the_record():
     found, data = written(flow, frames=((True, b"\0ls\n", 1.5),))
     assert [(m.from_client, m.content, m.timestamp) for m in found.websocket.messages] == [(True, b"\0ls\n", 1.5)]
     assert TOKEN.encode() not in data
+
+
+def test_all_beside_headers_and_bodies_is_searched():
+    flow = tflow.tflow(resp=True)
+    flow.request.headers[f"x-{TOKEN}"] = "1"
+    flow.request.authority = flow.request.data.host = f"{TOKEN}.example"
+    flow.response.reason = flow.comment = TOKEN
+    flow.error = mitmflow.Error(TOKEN)
+    flow.websocket = websocket.WebSocketData(close_reason=TOKEN)
+    found, data = written(flow)
+    assert TOKEN.encode() not in data
+    assert found.request.method == "GET"
+    assert flow.comment == flow.error.msg == flow.websocket.close_reason == TOKEN  # the exchange itself is left alone
