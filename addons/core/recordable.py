@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote
 
-from addons.core import auditevents, maskanswers, maskdetect, masking, maskpreviews, strict_json
+from addons.core import auditevents, chain, maskanswers, maskdetect, masking, maskpreviews, strict_json
 from addons.core.masking import Masked
 from addons.core.maskpolicy import MaskLevel
 from addons.core.masktags import Place
@@ -65,10 +65,18 @@ def request(operation: Operation, raw: bytes, content_type: str, key: bytes, lev
     found = value(operation.body, place, key, level)
     is_protobuf = "protobuf" in content_type.lower()
     if found.content is operation.body and not is_protobuf:
-        return Content(raw, found.content, content_type)
+        return _bounded(Content(raw, found.content, content_type), "requestObject")
     # JSON is YAML too, so an apply patch stays what it says.
     made = "application/json" if is_protobuf else content_type
-    return Content(masking.dumps(found.content), found.content, made, found.count)
+    return _bounded(Content(masking.dumps(found.content), found.content, made, found.count), "requestObject")
+
+
+def _bounded(content: Content, name: str) -> Content:
+    """Without the object that is too large for an event; here, since large ones are seen to in a thread."""
+    if len(content.raw) <= auditevents.MAX_OBJECT or content.value is None:
+        return content
+    length = len(chain.canonical(content.value))
+    return content if length <= auditevents.MAX_OBJECT else replace(content, value=None, note=f"{name} {length} bytes")
 
 
 def answer(
@@ -89,7 +97,8 @@ def answer(
         return Content(note=f"flow.response {len(raw)} bytes, which cannot be masked")
     content = _value(made, content_type, found)
     named, count = _named(content, place, key)
-    return Content(masking.dumps(named) if count else made, named, content_type, found.count + count)
+    shown = Content(masking.dumps(named) if count else made, named, content_type, found.count + count)
+    return _bounded(shown, "responseObject")
 
 
 def value(content: Any, place: Place, key: bytes, level: MaskLevel) -> Masked:
@@ -143,22 +152,20 @@ def _value(made: bytes, content_type: str, found: Masked) -> Any:
 def uri(target: str, place: Place, key: bytes, level: MaskLevel) -> str:
     """The request's target: what an exec runs is in it, and what people put into selectors."""
     path, asked, query = target.partition("?")
-    path = _unless_same(path, unquote(path), lambda text: masking.mask_text(text, place, key, level), "/")
+
+    def shown(text: str) -> str:
+        return line(text, place, key) if level.builtin else text
+
+    path = _unless_same(path, unquote(path), shown, "/")
     if not asked:
         return path
     pairs = parse_qsl(query, keep_blank_values=True)
     command = [given for name, given in pairs if name == "command"]
     words = iter(maskpreviews.words(command) if command else ())
-    shown = [
-        (
-            masking.mask_text(name, place, key, level),
-            next(words) if name == "command" else masking.mask_text(given, place, key, level),
-        )
-        for name, given in pairs
-    ]
-    if shown == pairs:
+    masked = [(shown(name), next(words) if name == "command" else shown(given)) for name, given in pairs]
+    if masked == pairs:
         return f"{path}?{query}"
-    return f"{path}?" + "&".join(f"{quote(name, safe='*:')}={quote(given, safe='*:')}" for name, given in shown)
+    return f"{path}?" + "&".join(f"{quote(name, safe='*:')}={quote(given, safe='*:')}" for name, given in masked)
 
 
 def _unless_same(written: str, text: str, mask: Callable[[str], str], safe: str) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from addons.core import auditevents, classify, maskpolicy, masktags, recordable
+from addons.core import auditevents, chain, classify, maskpolicy, masktags, recordable
 from addons.core.masktags import Place
 from tests import canaries
 
@@ -181,3 +181,14 @@ def test_all_of_an_event_that_a_client_has_a_hand_in():
 
 def test_names_of_parameters_are_searched():
     assert TOKEN not in recordable.uri(f"/api/v1/pods?{TOKEN}=1", SECRETS, KEY, ALL)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("y" * 100, True), ("y" * auditevents.MAX_OBJECT, False)])
+def test_an_object_that_is_too_large_for_an_event_is_in_the_flow_only(text, kept):
+    body = json.dumps({"kind": "ConfigMap", "data": {"x": text}}).encode()
+    asked = request(body, "/api/v1/namespaces/shop/configmaps")
+    answered = recordable.answer(body, "", "application/json", 200, Place("configmaps"), KEY, ALL)
+    for content, name in ((asked, "requestObject"), (answered, "responseObject")):
+        assert json.loads(content.raw) == json.loads(body)
+        assert (content.value is not None) is kept
+        assert content.note == ("" if kept else f"{name} {len(chain.canonical(json.loads(body)))} bytes")
