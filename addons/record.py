@@ -73,7 +73,7 @@ STREAM_NOT_RECORDED = status.Refusal(
 class Exchange:
     """What is to be known of one exchange until it is over."""
 
-    __slots__ = ("asked", "before", "content", "operation", "stream", "stream_name", "username")
+    __slots__ = ("asked", "before", "content", "lost", "operation", "person", "stream", "stream_name", "username")
 
     def __init__(self, asked: auditevents.Asked, username: str, operation: Operation | None) -> None:
         self.asked = asked
@@ -83,6 +83,11 @@ class Exchange:
         self.before: auditevents.Beside = auditevents.NOTHING_BESIDE
         self.stream: RecordedStream | None = None
         self.stream_name = ""
+        self.person = False  # may use the room that is kept back
+        self.lost = False  # a piece of the stream is not on disk
+
+    def lose(self) -> None:
+        self.lost = True
 
 
 class RecordAddon:
@@ -256,7 +261,7 @@ class RecordAddon:
         exchange = self.exchanges[flow] = self.exchange(flow, known, operation)
         if auditevents.must_be_written(operation):
             return self.write_ahead(flow, known, exchange, operation)
-        if self.recorder is None or (self.strict and self.recorder.trouble):
+        if self.recorder is None or (self.strict and self.recorder.trouble_of(exchange.username)):
             answers.refuse(flow, self.name, NOT_RECORDED)
             return None
         # Last on purpose: addons/guard.py stops every flow that did not pass here.
@@ -322,7 +327,7 @@ class RecordAddon:
         for target, content in found.objects:
             reading = beforeimages.reading(target)
             place, level = maskanswers.place_of(reading), policies.record_level(reading)
-            images.append(masking.mask(content, place, self.key, level).content)
+            images.append(recordable.value(content, place, self.key, level).content)
         return images
 
     # ----- what is written -----
@@ -513,8 +518,11 @@ class RecordAddon:
             self.recorder.enqueue(record)
             if stage is Stage.COMPLETE:
                 recordcopies.hand_out(flow, record.flow)
+        except RecorderError as e:
+            logger.error("not recorded: %s", e)
         # The request was answered already: it is not undone by a record that failed.
         except Exception as e:  # noqa: BLE001
+            self.recorder.lose(exchange.username)
             logger.error("not recorded: %s", why(e))
 
     def error(self, flow: http.HTTPFlow) -> None:
@@ -548,14 +556,15 @@ class RecordAddon:
             new_masker,
         )
         exchange.stream_name = asciicast.file_name(known.audit_id)
-        self.grow(exchange, exchange.stream.header())
+        exchange.person = not current(known).is_agent(known.identity or ANONYMOUS)
+        self.grow(exchange, exchange.stream.header(), goes_on=False)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         known, exchange = facts.of(flow), self.exchanges.get(flow)
         if exchange is None:
             return  # no stamp: the frame goes nowhere, and the exchange ends
         message = flow.websocket.messages[-1]
-        if self.recorder is None or self.recorder.trouble:
+        if self.recorder is None or exchange.lost or self.recorder.trouble_of(exchange.username):
             # What is executed is on record, or it is not executed.
             cutting.cut(flow, STREAM_NOT_RECORDED)
             return
@@ -570,9 +579,10 @@ class RecordAddon:
                 return
         known.judged.add(self.name)
 
-    def grow(self, exchange: Exchange, piece: bytes) -> None:
+    def grow(self, exchange: Exchange, piece: bytes, *, goes_on: bool = True) -> None:
         if piece and self.recorder is not None:
-            self.recorder.enqueue(Grow(exchange.username, {exchange.stream_name: piece}))
+            files = {exchange.stream_name: piece}
+            self.recorder.enqueue(Grow(exchange.username, files, exchange.person, goes_on, exchange.lose))
 
     def end_stream(self, exchange: Exchange, ended: str) -> None:
         if exchange.stream is not None:
@@ -598,11 +608,17 @@ class RecordAddon:
     async def keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            for exchange in list(self.exchanges.values()):
+            for flow, exchange in list(self.exchanges.items()):
                 # An error for one stream must not stop all others.
                 try:
-                    if exchange.stream is not None:
+                    if exchange.stream is None:
+                        continue
+                    if exchange.lost:
+                        cutting.cut(flow, STREAM_NOT_RECORDED)
+                    else:
                         self.grow(exchange, exchange.stream.idle(time.time()))
+                except RecorderError:
+                    exchange.lose()  # the next turn ends it
                 except Exception:
                     logger.exception("writing on what a stream holds back")
 

@@ -14,7 +14,7 @@ from mitmproxy import http
 from addons.cli import show
 from addons.cli.arguments import recordings_default
 from addons.cli.screen import Screen
-from addons.core import auditevents, backtest, chain, replay
+from addons.core import auditevents, backtest, chain, masktags, replay
 from addons.core.replay import Compared, Recorded, Step
 from addons.mitm import flowcopies
 from addons.net import apiserver, recordings
@@ -55,7 +55,11 @@ def main(arguments: Sequence[str], out: TextIO | None = None) -> int:
     try:
         folder, name = show.find(args.recordings, args.session)
         steps = replay.plan(
-            recorded(folder), for_real=args.for_real, with_refused=args.refused, with_reads=not args.no_reads
+            recorded(folder),
+            for_real=args.for_real,
+            with_refused=args.refused,
+            with_reads=not args.no_reads,
+            holds_mask=masktags.holds_tag,
         )
         if not steps:
             raise RecordingError(f"{name} holds no request")

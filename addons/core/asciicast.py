@@ -100,19 +100,11 @@ class Cast:
         return shown[1:] if in_a_pair else shown
 
     def _resize(self, data: bytes, at: float) -> bytes:
-        try:
-            size = json.loads(data)
-        except (ValueError, RecursionError):
+        size = size_of(data)
+        if size is None or size == self._size:
             return b""
-        if not isinstance(size, dict):
-            return b""
-        width, height = size.get("Width"), size.get("Height")
-        if type(width) is not int or type(height) is not int:
-            return b""
-        if not (0 < width <= LARGEST and 0 < height <= LARGEST) or (width, height) == self._size:
-            return b""
-        self._size = (width, height)
-        return self._event(at, "r", f"{width}x{height}")
+        self._size = size
+        return self._event(at, "r", f"{size[0]}x{size[1]}")
 
     def _status(self, data: bytes, at: float) -> bytes:
         """The last word of the API server: a Status with the exit code."""
@@ -131,6 +123,20 @@ class Cast:
         # A clock that jumps back must not make a line that players refuse.
         self._latest = max(self._latest, since if since < 1e9 else 0.0)
         return _line([round(self._latest, 6), kind, text])
+
+
+def size_of(data: bytes) -> tuple[int, int] | None:
+    """Columns and rows of a terminal, as its frame says them; None for what says none."""
+    try:
+        size = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(size, dict):
+        return None
+    width, height = size.get("Width"), size.get("Height")
+    if type(width) is not int or type(height) is not int:
+        return None
+    return (width, height) if 0 < width <= LARGEST and 0 < height <= LARGEST else None
 
 
 def _decoder() -> codecs.IncrementalDecoder:

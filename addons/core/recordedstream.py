@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from addons.core.asciicast import STDIN, Cast
+from addons.core.asciicast import CLOSE, RESIZE, STDIN, Cast, size_of
 from addons.core.maskchannels import Channels
 from addons.core.masktext import TextMasker
 
@@ -32,9 +32,9 @@ class RecordedStream:
         """A frame that went on. What may be half of a secret is kept back until more comes, or `idle`."""
         if not from_client:
             return self._put(self._channels.from_server(content), False, at)
-        if content[:1] != bytes([STDIN]):
-            return self._put([content], True, at)
-        return self._typed_on(self._typed.feed(content[1:]), at)
+        if content[:1] == bytes([STDIN]):
+            return self._typed_on(self._typed.feed(content[1:]), at)
+        return self._put([_known_part(content)], True, at)
 
     def idle(self, at: float) -> bytes:
         """What may be written when nothing came for a moment."""
@@ -57,3 +57,15 @@ class RecordedStream:
                 self.cut = True
             out += self._cast.frame(frame, from_client=from_client, at=at)
         return out
+
+
+def _known_part(content: bytes) -> bytes:
+    """
+    A client's frame that types nothing, as far as it means something to the protocol. The rest is
+    ignored by the API server, and could be anything.
+    """
+    channel = content[:1]
+    if channel == bytes([CLOSE]):
+        return content[:2]
+    size = size_of(content[1:]) if channel == bytes([RESIZE]) else None
+    return channel if size is None else channel + b'{"Width":%d,"Height":%d}' % size

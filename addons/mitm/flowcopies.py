@@ -16,6 +16,8 @@ from typing import BinaryIO
 from mitmproxy import connection, flow, http, version
 from mitmproxy.io import compat, tnetstring
 
+from addons.core import recordable
+
 MaskFlow = Callable[[http.HTTPFlow], http.HTTPFlow]
 
 MAX_BODY = 4 * 1024 * 1024  # bytes of a body; a request has 3 MiB at most, an answer any length
@@ -134,6 +136,7 @@ def _dump(copied: http.HTTPFlow, original: http.HTTPFlow) -> bytes:
     return b"%d:%s}" % (len(payload), payload)
 
 
+_PROTOCOLS = (b"h2", b"http/1.1")
 _MOST_CONNECTIONS = 2048  # remembered; a gateway has a few hundred open
 _connections: OrderedDict[str, tuple[weakref.ref[connection.Connection], tuple[object, ...], bytes]] = OrderedDict()
 
@@ -149,6 +152,11 @@ def _connection(original: connection.Connection) -> bytes:
     state["certificate_list"] = []
     if "mitmcert" in state:
         state["mitmcert"] = None
+    # What a client writes before it has said who it is; it may hold anything.
+    state["alpn_offers"] = [offer for offer in state["alpn_offers"] if offer in _PROTOCOLS]
+    for name in ("sni", "error"):
+        if state[name] and not recordable.is_plain(state[name].encode("utf-8", "replace")):
+            state[name] = None
     data: bytes = tnetstring.dumps(state)
     _connections[original.id] = (weakref.ref(original), stage, data)
     if len(_connections) > _MOST_CONNECTIONS:

@@ -27,15 +27,21 @@ class Parts:
     def __call__(self, copied: http.HTTPFlow) -> http.HTTPFlow:
         """For flowcopies.serialise: the copy with these parts."""
         copied.request.path = self.path
-        copied.comment = recordable.text(copied.comment)
-        if copied.error is not None:
-            copied.error.msg = recordable.text(copied.error.msg)
+        # Where it was sent to is the client's to write as well.
+        copied.request.data.host = self._line(copied.request.data.host)
+        copied.request.data.authority = self._masked(copied.request.data.authority)
+        copied.comment = self._line(copied.comment)
+        if copied.error is not None:  # which quotes what could not be read
+            copied.error.msg = self._line(copied.error.msg)
         put(copied.request, self.request)
         self._headers(copied.request)
         if copied.response is not None:
             put(copied.response, self.answer)
             self._headers(copied.response)
+            copied.response.data.reason = self._masked(copied.response.data.reason)
         if copied.websocket is not None:
+            if copied.websocket.close_reason:
+                copied.websocket.close_reason = self._line(copied.websocket.close_reason)
             copied.websocket.messages = [
                 websocket.WebSocketMessage(Opcode.BINARY, from_client, content, at)
                 for from_client, content, at in self.frames
@@ -45,12 +51,17 @@ class Parts:
     def _headers(self, message: http.Message) -> None:
         """Warnings quote values, and a program behind a proxy says what it likes."""
         fields = message.headers.fields
-        if not all(recordable.is_plain(value) for _, value in fields):
-            message.headers = http.Headers([(name, self._masked(value)) for name, value in fields])
+        if not all(recordable.is_plain(name) and recordable.is_plain(value) for name, value in fields):
+            message.headers = http.Headers([(self._masked(name), self._masked(value)) for name, value in fields])
         message.data.trailers = None
 
     def _masked(self, value: bytes) -> bytes:
+        if recordable.is_plain(value):
+            return value
         return masking.mask_text(value.decode("latin-1"), self.place, self.key).encode("latin-1", "replace")
+
+    def _line(self, value: str) -> str:
+        return recordable.line(value, self.place, self.key)
 
 
 def summary_of(known: facts.Facts, operation: Operation | None) -> dict[str, str]:

@@ -54,6 +54,7 @@ ANSWER = 5.0  # seconds until a caller is told that the disk did not answer
 SYNC_EVERY = 1.0  # seconds that an answer's record may be in the page cache only; a killed process loses none
 SPACE_EVERY = 1.0  # seconds between looks at the free space
 MAX_OPEN = 100  # sessions open at once, three files each; the one that is longest idle is closed for another
+MAX_TROUBLES = 10_000  # identities whose trouble is remembered
 MAX_COUNTS = 100  # reasons told apart in a count of the unauthenticated
 
 MaskEvent = Callable[[dict[str, Any]], dict[str, Any]]
@@ -82,6 +83,9 @@ class Grow:
 
     username: str
     files: Mapping[str, bytes] = field(repr=False)
+    person: bool = False  # an approved person's: may use the reserve
+    goes_on: bool = False  # of files that are there: one that is not has lost what was before
+    failed: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)  # in the writer's thread
 
     @property
     def size(self) -> int:
@@ -108,6 +112,7 @@ class _Entry:
     size: int
     person: bool
     files: Mapping[str, bytes] = field(repr=False)
+    goes_on: bool = False
 
 
 class Recorder:
@@ -143,7 +148,8 @@ class Recorder:
         self._synced = self._signed = monotonic()
         self._unsynced = False
         self._closed = False
-        self.trouble = ""  # why the last batch failed; "" while all is well
+        self.trouble = ""  # why nobody's last batch could be written; "" while the disk is well
+        self._troubles: OrderedDict[str, str] = OrderedDict()  # why an identity's last record could not be
         try:
             files.private_folder(settings.folder)
             self._lock = lock(settings.folder)
@@ -197,6 +203,14 @@ class Recorder:
                     self._dropped[record.username] = self._dropped.get(record.username, 0) + 1
             raise
         self._put(_Job(record, None), record.size)
+
+    def trouble_of(self, username: str) -> str:
+        """Why this identity's records cannot be written, as far as is known: the disk, its quota, its files."""
+        return self.trouble or self._troubles.get(username, "")
+
+    def lose(self, username: str) -> None:
+        """A record that could not be made; the identity's next event says so."""
+        self._lose(username, 1)
 
     def count(self, reason: str) -> None:
         """One more request without an identity. Written once a minute, as a number."""
@@ -291,6 +305,8 @@ class Recorder:
                 self._waiting -= len(records)
                 self._waiting_bytes -= sum(job.work.size for job in records if not callable(job.work))
             for job in jobs:
+                if isinstance(job.work, Grow) and job.error is not None:
+                    job.work.failed()
                 if job.future is not None and job.loop is not None:
                     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
                         job.loop.call_soon_threadsafe(_resolve, job.future)
@@ -340,7 +356,8 @@ class Recorder:
             try:
                 self._write_session(username, mine)
             except RecorderError as e:
-                trouble = str(e)
+                trouble = str(e) if e.everybodys else trouble
+                self._note_trouble(username, str(e))
                 for job in mine:
                     job.error = job.error or e
                 self._lose(username, sum(job.future is None for job in mine))
@@ -349,6 +366,17 @@ class Recorder:
         elif self.trouble and not trouble:
             logger.warning("recording works again")
         self.trouble = trouble
+
+    def _note_trouble(self, username: str, trouble: str) -> None:
+        if not trouble:
+            if self._troubles.pop(username, None) and not self.trouble:
+                logger.warning("recording works again for %r", username)
+            return
+        if self._troubles.get(username) != trouble and trouble != self.trouble:
+            logger.error("%s", trouble)
+        self._troubles[username] = trouble
+        if len(self._troubles) > MAX_TROUBLES:
+            self._troubles.popitem(last=False)
 
     def _lose(self, username: str, count: int) -> None:
         if count:
@@ -368,21 +396,19 @@ class Recorder:
         saved = Saved(session)
         try:
             lines = self._append_all(session, entries)
-        except chain.ChainError as e:
-            self._take_back(session, saved)
-            if len(entries) == 1:
-                entries[0].job.error = RecorderError(f"a record cannot be written: {e}")
-                self._count_lost(username, entries)
-                return
-            for entry in entries:  # one record's own misfortune is not that of the others
-                self._write_session(username, [entry.job])
-            return
         except OSError as e:
             self._take_back(session, saved)
             raise unwritable(session.folder, e) from e
-        except Exception as e:  # half a record would be a hole in the chain
+        except Exception as e:  # noqa: BLE001 -- half a record would be a hole in the chain
             self._take_back(session, saved)
-            raise RecorderError(f"a record cannot be written ({type(e).__name__})") from e
+            if len(entries) > 1:
+                for entry in entries:  # one record's own misfortune is not that of the others
+                    self._write_session(username, [entry.job])
+                return
+            why = str(e) if isinstance(e, chain.ChainError) else f"it failed ({type(e).__name__})"
+            entries[0].job.error = RecorderError(f"a record cannot be written: {why}")
+            self._count_lost(username, entries)
+            return
         if any(entry.job.durable for entry in entries):
             self._sync(session)
         else:
@@ -391,6 +417,8 @@ class Recorder:
             if entry.event is not None:
                 session.tally.add(entry.event)
         session.active = now
+        if len(entries) == len(jobs):
+            self._note_trouble(username, "")
         self._used[username] = self._used.get(username, 0) + sum(entry.size for entry in entries)
         self._shipped(lines)
 
@@ -400,6 +428,9 @@ class Recorder:
         for entry in entries:
             if entry.event is None:
                 for name, data in entry.files.items():
+                    if entry.goes_on and name not in session.files:
+                        # Its session was given up after an error: a file without its beginning shows nothing.
+                        raise chain.ChainError("the file that it goes on is not there any more")
                     session.file(growing_name(name)).append(data)
             elif isinstance(entry.job.work, Record):
                 lines.append(self._append(session, entry.job.work, entry.event))
@@ -416,7 +447,7 @@ class Recorder:
         if callable(work):
             return None
         if isinstance(work, Grow):
-            return _Entry(job, None, work.size, person=False, files=work.files)
+            return _Entry(job, None, work.size, person=work.person, files=work.files, goes_on=work.goes_on)
         try:
             if self._mask is None:
                 raise RecorderError("nothing is masked here, so nothing is recorded")
@@ -521,6 +552,7 @@ class Recorder:
             if trouble:
                 # An agent must not fill the disk, and then nobody could do anything any more.
                 entry.job.error = RecorderError(trouble)
+                self._note_trouble(username, trouble)
                 self._count_lost(username, [entry])
                 continue
             used += entry.size

@@ -29,6 +29,8 @@ ROTATE_CHECKPOINTS = 16 * 1024 * 1024  # bytes of checkpoints.jsonl until the ne
 class RecorderError(Exception):
     """The record is not on disk. One sentence for the log; the request it is of must not go on."""
 
+    everybodys = False  # the disk's trouble, and not that of one identity's files
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -242,11 +244,14 @@ def growing_name(name: str) -> str:
 
 
 def unwritable(folder: Path, error: OSError) -> RecorderError:
+    words = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RecorderError(f"{folder} cannot be written: the disk is full")
-    if error.errno == errno.EROFS:
-        return RecorderError(f"{folder} cannot be written: the disk is mounted read-only")
-    return RecorderError(f"{folder} cannot be written: {error.strerror or error}")
+        words = "the disk is full"
+    elif error.errno == errno.EROFS:
+        words = "the disk is mounted read-only"
+    found = RecorderError(f"{folder} cannot be written: {words}")
+    found.everybodys = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    return found
 
 
 def sync_folder(folder: Path) -> None:

@@ -170,3 +170,18 @@ def test_any_title(title):
 @given(st.text())
 def test_file_names_are_plain(audit_id):
     assert chain.is_file_name(asciicast.file_name(audit_id))
+
+
+@pytest.mark.parametrize(
+    ("data", "size"),
+    [
+        (b'{"Width":80,"Height":24}', (80, 24)),
+        (b'{"Width":0,"Height":24}', None),
+        (b'{"Width":true,"Height":24}', None),
+        (b"[]", None),
+        (b"x", None),
+        (b"[" * 10_000, None),
+    ],
+)
+def test_sizes(data, size):
+    assert asciicast.size_of(data) == size

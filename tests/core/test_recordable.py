@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from addons.core import auditevents, classify, maskpolicy, masktags, recordable
+from addons.core import auditevents, chain, classify, maskpolicy, masktags, recordable
 from addons.core.masktags import Place
 from tests import canaries
 
@@ -136,3 +136,59 @@ def test_plain_headers_are_remembered_and_others_not():
 )
 def test_the_sentence_of_a_status(body, message):
     assert recordable.message_of(body) == message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"kind": "ConfigMap", "data": {TOKEN: "a"}}, id="a key"),
+        pytest.param({"kind": "ConfigMap", "metadata": {"labels": {TOKEN: "a"}}}, id="a label's key"),
+        pytest.param({"metadata": {"resourceVersion": TOKEN}}, id="a version"),
+        pytest.param({"metadata": {"uid": TOKEN}}, id="a uid"),
+        pytest.param({"kind": TOKEN}, id="a kind"),
+        pytest.param({"metadata": {"managedFields": [{"manager": TOKEN}]}}, id="a manager"),
+        pytest.param({"metadata": {"managedFields": [{"fieldsV1": {f"f:{TOKEN}": {}}}]}}, id="managed fields"),
+        pytest.param({"kind": "Status", "details": {"name": TOKEN, "kind": "configmaps"}}, id="what a Status is of"),
+        pytest.param({"kind": "Status", "details": {"causes": [{"field": f"data[{TOKEN}]"}]}}, id="a cause"),
+    ],
+)
+def test_names_in_an_object_are_searched(content):
+    found = recordable.value(content, Place("configmaps"), KEY, ALL)
+    assert TOKEN not in json.dumps(found.content)
+    assert found.count
+    assert recordable.value({"a": {"b": [1]}}, Place("configmaps"), KEY, ALL).count == 0
+    raw = json.dumps(content).encode()
+    made = recordable.answer(raw, "", "application/json", 200, Place("configmaps"), KEY, ALL)
+    assert TOKEN.encode() not in made.raw
+    assert TOKEN not in json.dumps(made.value)
+
+
+def test_all_of_an_event_that_a_client_has_a_hand_in():
+    event = {
+        "verb": TOKEN,
+        "objectRef": {"name": TOKEN, "namespace": TOKEN},
+        "annotations": {
+            auditevents.OPERATION: json.dumps({"labels": {TOKEN: TOKEN}, "info": {"parts": ["a", TOKEN]}}),
+            auditevents.MEDIA_TYPE: TOKEN,
+            auditevents.REACH: TOKEN,
+            auditevents.TRUNCATED: f"before: /api/{TOKEN}: no",
+        },
+    }
+    found = recordable.event(KEY)(event)
+    assert TOKEN not in json.dumps(found)
+    assert json.loads(found["annotations"][auditevents.OPERATION])["info"]["parts"][0] == "a"
+
+
+def test_names_of_parameters_are_searched():
+    assert TOKEN not in recordable.uri(f"/api/v1/pods?{TOKEN}=1", SECRETS, KEY, ALL)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("y" * 100, True), ("y" * auditevents.MAX_OBJECT, False)])
+def test_an_object_that_is_too_large_for_an_event_is_in_the_flow_only(text, kept):
+    body = json.dumps({"kind": "ConfigMap", "data": {"x": text}}).encode()
+    asked = request(body, "/api/v1/namespaces/shop/configmaps")
+    answered = recordable.answer(body, "", "application/json", 200, Place("configmaps"), KEY, ALL)
+    for content, name in ((asked, "requestObject"), (answered, "responseObject")):
+        assert json.loads(content.raw) == json.loads(body)
+        assert (content.value is not None) is kept
+        assert content.note == ("" if kept else f"{name} {len(chain.canonical(json.loads(body)))} bytes")

@@ -70,3 +70,22 @@ def test_the_flow_keeps_the_first_frames_only(stream, monkeypatch):
     for _ in range(3):
         stream.frame(b"\1abcd\n", from_client=False, at=1.0)
     assert (len(stream.frames), stream.cut) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        pytest.param(b'\4{"Width":100,"Height":30}', b'\4{"Width":100,"Height":30}', id="a size"),
+        pytest.param(
+            b'\4{"Width":100,"Height":30,"x":"%s"}' % TOKEN, b'\4{"Width":100,"Height":30}', id="a size and more"
+        ),
+        pytest.param(b"\4" + TOKEN, b"\4", id="no size"),
+        pytest.param(b"\xff\0" + TOKEN, b"\xff\0", id="a channel that closes"),
+        pytest.param(b"\2" + TOKEN, b"\2", id="a channel of the server's"),
+        pytest.param(b"", b"", id="nothing"),
+    ],
+)
+def test_what_types_nothing_is_kept_as_far_as_it_means_something(stream, sent, kept):
+    written = stream.frame(sent, from_client=True, at=1.0)
+    assert TOKEN not in written
+    assert stream.frames == [(True, kept, 1.0)]

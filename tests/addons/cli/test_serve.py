@@ -75,9 +75,9 @@ def test_web(plan):
     made = plan("--web", "127.0.0.1:28081", command="web")
     assert made.argv[0].endswith("mitmweb")
     assert settings(made)["web_port"] == "28081"
-    assert scripts(made)[-2:] == ["upstream.py", "view.py"]
+    assert scripts(made)[-3:] == ["upstream.py", "view.py", "engine.py"]
     assert "view.py" not in scripts(plan())
-    assert scripts(plan("--only", "authenticate,upstream", command="web"))[-1] == "view.py"
+    assert scripts(plan("--only", "authenticate,upstream", command="web"))[-2:] == ["view.py", "engine.py"]
 
 
 def test_every_option_has_an_environment_variable(monkeypatch):

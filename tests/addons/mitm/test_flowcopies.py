@@ -14,6 +14,7 @@ from mitmproxy.websocket import WebSocketMessage
 from addons.core import facts
 from addons.mitm import flowcopies
 from addons.mitm.flowcopies import FlowFileError, NotMasked
+from tests import canaries
 
 SUMMARY = {"verdict": "deny", "policy": "agents", "rule": "no-deletes", "command": "kubectl delete pods --all"}
 
@@ -281,3 +282,16 @@ def test_mitmdump_reads_the_file(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "/api/v1/pods" in done.stdout
     assert done.stdout.count("GET") == 1
+
+
+def test_what_a_client_says_before_it_is_known_is_not_kept_as_it_is():
+    token = canaries.VALUES["github token"].decode()
+    original = tflow.tflow()
+    original.client_conn.sni, original.client_conn.error = f"{token}.example", f"bad header {token}"
+    original.client_conn.alpn_offers = [b"h2", token.encode()]
+    found, _ = written(original)
+    assert (found.client_conn.sni, found.client_conn.error, list(found.client_conn.alpn_offers)) == (
+        None,
+        None,
+        [b"h2"],
+    )

@@ -1,5 +1,6 @@
 import io
 
+from mitmproxy import flow as mitmflow
 from mitmproxy import http, websocket
 from mitmproxy.test import tflow
 from wsproto.frame_protocol import Opcode
@@ -78,3 +79,16 @@ def test_nothing_is_kept_where_nobody_shows_flows(monkeypatch):
     recordcopies.want()
     recordcopies.hand_out(flow, b"x")
     assert (recordcopies.take(flow), recordcopies.take(flow)) == (b"x", b"")
+
+
+def test_all_beside_headers_and_bodies_is_searched():
+    flow = tflow.tflow(resp=True)
+    flow.request.headers[f"x-{TOKEN}"] = "1"
+    flow.request.authority = flow.request.data.host = f"{TOKEN}.example"
+    flow.response.reason = flow.comment = TOKEN
+    flow.error = mitmflow.Error(TOKEN)
+    flow.websocket = websocket.WebSocketData(close_reason=TOKEN)
+    found, data = written(flow)
+    assert TOKEN.encode() not in data
+    assert found.request.method == "GET"
+    assert flow.comment == flow.error.msg == flow.websocket.close_reason == TOKEN  # the exchange itself is left alone

@@ -39,7 +39,8 @@ def applied(monkeypatch):
 @pytest.fixture
 def screen():
     shown = view.View()
-    with taddons.context(shown, export.Export(), cut.Cut(), save.Save(), savehar.SaveHar(), comment.Comment()) as context:  # fmt: skip
+    others = (export.Export(), cut.Cut(), save.Save(), savehar.SaveHar(), comment.Comment())
+    with taddons.context(shown, *others) as context:
         context.master.view = shown
         yield shown, context
 

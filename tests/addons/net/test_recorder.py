@@ -371,7 +371,7 @@ async def test_a_write_that_fails_leaves_nothing_and_recovers(tmp_path, small_fi
     one.enqueue(record("c"))
     with pytest.raises(RecorderError):
         await one.write(record("d"))
-    assert one.trouble
+    assert one.trouble_of(ANN)
     assert ((session / "events.jsonl").read_bytes(), (session / "flows.mitm").read_bytes()) == before
     small_files(resource.RLIM_INFINITY)
     await one.write(record("e"))
@@ -383,6 +383,51 @@ async def test_a_write_that_fails_leaves_nothing_and_recovers(tmp_path, small_fi
     assert found[1]["annotations"][auditevents.LOST] == "1"
     assert verify(tmp_path).wrong == []
     assert "recording works again" in caplog.text
+
+
+async def test_one_identitys_files_are_nobody_elses_trouble(tmp_path):
+    one = start(tmp_path)
+    await one.write(record("a", "bob"))
+    day = next((tmp_path / "recordings").glob("2026-*"))
+    (day / "eve").write_text("a file where her folder should be")
+    with pytest.raises(RecorderError):
+        await one.write(record("b", "eve"))
+    assert (one.trouble, one.trouble_of("bob")) == ("", "")
+    assert one.trouble_of("eve")
+    (day / "eve").unlink()
+    await one.write(record("c", "eve"))
+    assert one.trouble_of("eve") == ""
+    one.close()
+
+
+async def test_whatever_is_wrong_with_one_record_does_not_fail_the_others_of_its_batch(tmp_path, monkeypatch):
+    one = start(tmp_path)
+    link = chain.link
+
+    def fails(event, **more):
+        if event["auditID"] == "id-bad":
+            raise RuntimeError("nobody thought of it")
+        return link(event, **more)
+
+    monkeypatch.setattr(chain, "link", fails)
+    results = await asyncio.gather(*(one.write(record(name)) for name in ("a", "bad", "c")), return_exceptions=True)
+    assert [type(result) for result in results] == [type(None), RecorderError, type(None)]
+    assert one.trouble == ""
+    one.close()
+    assert verify(tmp_path).wrong == []
+
+
+async def test_a_piece_that_is_lost_is_told(tmp_path):
+    told = []
+    one = start(tmp_path)
+    await one.write(record("a"))
+    one.enqueue(Grow(ANN, {"exec-1.cast": b"x"}, goes_on=True, failed=lambda: told.append(1)))
+    await one.checkpoint()
+    assert told == [1]
+    one.enqueue(Grow(ANN, {"exec-1.cast": b"x"}, failed=lambda: told.append(2)))
+    one.enqueue(Grow(ANN, {"exec-1.cast": b"y"}, goes_on=True, failed=lambda: told.append(3)))
+    one.close()
+    assert told == [1]
 
 
 async def test_a_session_that_cannot_begin_leaves_nothing(tmp_path, small_files):
