@@ -251,3 +251,13 @@ def test_dumped_is_what_mitmproxy_writes():
     """The test's own reading of a flow goes through the writer, so it must see what is there."""
     copy = shownflows.shown(a_flow())
     assert b"masked" in dumped(copy) or b"KiptYXNrZW" in dumped(copy)
+
+
+def test_a_loaded_flow_is_kept_masked(screen):
+    """Replay and edits act on the flow in the list itself."""
+    shown, _ = screen
+    flow = a_flow(live=False)
+    shown.add([flow])
+    assert shown.get_by_id(flow.id) is flow
+    clean(flow.request.content)
+    assert canaries.seen_in(str(flow.get_state()).encode(), VALUES) == []
