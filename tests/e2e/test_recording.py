@@ -150,7 +150,7 @@ def wipe(stage, namespace):
     """An assistant tidies up."""
     stage.kubectl("get", "all", "-n", namespace)
     stage.kubectl("delete", "deployment", "web", "-n", namespace)
-    stage.kubectl("delete", "configmaps", "--all", "-n", namespace)
+    stage.kubectl("delete", "configmaps", "-l", "app=notes", "-n", namespace)
     stage.kubectl("delete", "secret", "db", "-n", namespace)
     stage.kubectl("delete", "namespace", namespace, "--wait=false")
 
@@ -170,7 +170,7 @@ def test_the_incident(controlplane, gateway_kubeconfig, tmp_path, tmp_path_facto
     commands = [
         f"list pods in {namespace}",
         "kubectl delete deployments.apps web",
-        "kubectl delete configmaps --all",
+        "kubectl delete configmaps -l app=notes",
         "kubectl delete secrets db",
         f"kubectl delete namespaces {namespace}",
     ]
@@ -180,7 +180,7 @@ def test_the_incident(controlplane, gateway_kubeconfig, tmp_path, tmp_path_facto
     events = recordings.read_events(recordings.DiskFolder(folder)).events
     deletes = [e for e in events if e["verb"] == "delete" and e["stage"] == "RequestReceived"]
     order = [e["objectRef"]["name"] for e in deletes]
-    assert order == ["web", "kube-root-ca.crt", "note-0", "note-1", "note-2", "db", namespace]
+    assert order == ["web", "note-0", "note-1", "note-2", "db", namespace]
     assert {e["user"]["username"] for e in deletes} == {AGENT}
     (token,) = {auditevents.notes_of(e)[auditevents.CREDENTIAL] for e in deletes}
     assert token == claims_of(assistant.token)["jti"]
