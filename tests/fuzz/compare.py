@@ -137,7 +137,7 @@ def _missing(theirs: Any, found: Any, exactly: bool, path: str = "") -> str:
 def _empty(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_empty, value.values()))
-    return value in (None, "", [], 0, False)
+    return value in (None, "", [], 0, False, "0")  # "0": a quantity's zero
 
 
 def _patch(case: Case, found: Operation, theirs: Answer) -> str:
