@@ -306,6 +306,7 @@ class Mask:
         known, exchange, stream = facts.of(flow), self.exchanges.get(flow), self.streams.pop(flow, None)
         if answers.code(flow) != 101:  # an upgraded one has only begun
             self.exchanges.pop(flow, None)
+        known.chunks = None  # which holds the flow, and this what is known of it
         if stream is not None and stream.masked:
             meters.note("masked_values", stream.masked)
         if not known.released or exchange is None:
@@ -360,6 +361,7 @@ class Mask:
     def forget(self, flow: http.HTTPFlow) -> None:
         self.exchanges.pop(flow, None)
         self.streams.pop(flow, None)
+        facts.of(flow).chunks = None
         if (frames := self.frames.pop(flow, None)) is not None:
             frames.stop()
 

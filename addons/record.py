@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from mitmproxy import ctx, exceptions, http, tcp
 from mitmproxy.utils import human
@@ -56,6 +56,12 @@ LARGE = 256 * 1024  # bytes of a body that is masked in a thread
 SWEEP = 1.0  # seconds until half a line of a stream is written
 DRAIN = 5.0  # seconds at the end for what is still to be shipped
 
+UNREADABLE_PROTOCOL = status.Refusal(
+    403,
+    "subprotocol-not-recorded",
+    f"record: exec and attach are recorded in {' and '.join(maskchannels.PROTOCOLS)} only, and what runs is on record; "
+    "name one of them in Sec-WebSocket-Protocol",
+)
 NOT_RECORDED = status.Refusal(
     503,
     "not-recorded",
@@ -105,6 +111,7 @@ class RecordAddon:
         self.server: apiserver.ApiServer | None = None  # None: no before-images
         self.up = False
         self.exchanges: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
+        self.told: WeakSet[http.HTTPFlow] = WeakSet()  # whose end is on record
         self.warming: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
 
@@ -257,6 +264,15 @@ class RecordAddon:
             answers.refuse(flow, self.name, seal.CHANGED)
             return None
         operation = known.need_operation()
+        if operation.upgrade == "websocket" and is_session(operation):
+            # Of the protocols that it offers the server may choose any, and there are some that nobody reads here.
+            words = flow.request.headers.get_all("sec-websocket-protocol")
+            offered = maskchannels.offered(word.strip() for value in words for word in value.split(","))
+            if not offered:
+                answers.refuse(flow, self.name, UNREADABLE_PROTOCOL)
+                return None
+            flow.request.headers["sec-websocket-protocol"] = ", ".join(offered)
+            seal.put(flow)
         known.audit_id = known.audit_id or str(uuid.uuid4())
         exchange = self.exchanges[flow] = self.exchange(flow, known, operation)
         if auditevents.must_be_written(operation):
@@ -365,6 +381,8 @@ class RecordAddon:
             flow, parts, summary=recordcopies.summary_of(known, operation), answer=outcome is not None
         )
         notes = tuple(note for note in (request.note, kept.note, *(_CUT if stream and stream.cut else ())) if note)
+        if outcome is not None and outcome.code == 101 and stream is None:
+            notes = (*notes, "what went through the connection is not recorded")
         event = auditevents.build(
             stage,
             replace(exchange.asked, uri=uri),
@@ -437,10 +455,11 @@ class RecordAddon:
             self.refused(flow, known)
             return None
         code = answers.code(flow)
-        exchange = self.exchanges.get(flow) if code == 101 else self.exchanges.pop(flow, None)
+        goes_on = code == 101 and known.need_operation().upgrade == "websocket"  # what SPDY carries nobody reads here
+        exchange = self.exchanges.get(flow) if goes_on else self.exchanges.pop(flow, None)
         if exchange is None:
             return None  # no stamp, see responseheaders
-        if code == 101:
+        if goes_on:
             known.passed.add((self.name, "response"))
             return None
         answer = known.answer if isinstance(known.answer, http.Response) and known.whole else None
@@ -517,6 +536,8 @@ class RecordAddon:
                 record = self.record(flow, known, exchange, stage, outcome, content, ended=ended)
             self.recorder.enqueue(record)
             if stage is Stage.COMPLETE:
+                self.told.add(flow)
+            if stage is Stage.COMPLETE:
                 recordcopies.hand_out(flow, record.flow)
         except RecorderError as e:
             logger.error("not recorded: %s", e)
@@ -527,10 +548,15 @@ class RecordAddon:
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The client left, or the API server did."""
+        known = facts.of(flow)
         exchange = self.exchanges.pop(flow, None)
         if exchange is None:
+            if known.identity is not None and not known.released and flow not in self.told:
+                # It left while an approval was waited for, or a disk.
+                exchange = self.exchange(flow, known, known.operation)
+                gone = flow.error.msg if flow.error else "the client left"
+                self.later(flow, known, exchange, Stage.COMPLETE, self.outcome(flow, known, 0, gone))
             return
-        known = facts.of(flow)
         code = flow.response.status_code if flow.response is not None and known.head_released else 0
         ended = flow.error.msg if flow.error else "it ended without a word"
         self.end_stream(exchange, ended)
@@ -541,10 +567,11 @@ class RecordAddon:
     def begin_stream(self, flow: http.HTTPFlow, known: facts.Facts, exchange: Exchange) -> None:
         operation = exchange.operation
         protocol = flow.response.headers.get("sec-websocket-protocol", "")
-        if operation is None or operation.info.subresource not in ("exec", "attach"):
+        if operation is None or not is_session(operation) or operation.upgrade != "websocket":
             return
         if protocol not in maskchannels.PROTOCOLS:
-            return  # SPDY and older protocols, whose frames nobody reads here
+            known.answer_refusal = UNREADABLE_PROTOCOL  # it chose what nobody had offered
+            return
         query = flow.request.query
         tty = query.get("tty", "").lower() in ("1", "t", "true")
         place, level = maskanswers.place_of(operation), current(known).record_level(operation)
@@ -554,6 +581,8 @@ class RecordAddon:
             asciicast.Cast(title, time.time(), tty=tty, protocol=protocol),
             maskchannels.Channels(new_masker, lambda raw: masking.mask_json(raw, place, self.key, level)[0]),
             new_masker,
+            # A password at a prompt has no shape, and what else is typed at a terminal comes back as its echo.
+            typed=not tty,
         )
         exchange.stream_name = asciicast.file_name(known.audit_id)
         exchange.person = not current(known).is_agent(known.identity or ANONYMOUS)
@@ -639,6 +668,11 @@ _FIXED = (
     "tollgate_record_key",
     "tollgate_ship",
 )
+
+
+def is_session(operation: Operation) -> bool:
+    """Of those with a program at the other end."""
+    return not operation.info.api_group and operation.info.subresource in ("exec", "attach")
 
 
 class seen:  # noqa: N801 -- a context manager

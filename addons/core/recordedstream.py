@@ -17,7 +17,9 @@ class RecordedStream:
     of the protocol.
     """
 
-    def __init__(self, cast: Cast, channels: Channels, masker: Callable[[], TextMasker]) -> None:
+    def __init__(self, cast: Cast, channels: Channels, masker: Callable[[], TextMasker], *, typed: bool = True) -> None:
+        """typed: whether what the client sends to the program is kept."""
+        self._keeps_typed = typed
         self._cast = cast
         self._channels = channels
         self._typed = masker()
@@ -33,6 +35,8 @@ class RecordedStream:
         if not from_client:
             return self._put(self._channels.from_server(content), False, at)
         if content[:1] == bytes([STDIN]):
+            if not self._keeps_typed:
+                return b""
             return self._typed_on(self._typed.feed(content[1:]), at)
         return self._put([_known_part(content)], True, at)
 

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 from mitmproxy import http, websocket
 from wsproto.frame_protocol import Opcode
 
-from addons.core import commands, facts, masking, recordable
+from addons.core import commands, facts, masking, recordable, upstreamrequest
 from addons.core.masktags import Place
 from addons.core.model import ANONYMOUS, Operation
 from addons.core.recordable import NO_CONTENT, Content
@@ -34,6 +34,9 @@ class Parts:
         if copied.error is not None:  # which quotes what could not be read
             copied.error.msg = self._line(copied.error.msg)
         put(copied.request, self.request)
+        # Those that go upstream; what else a client sends (a key for something else) is not for the record.
+        fields = copied.request.headers.fields
+        copied.request.headers = http.Headers([(name, value) for name, value in fields if _is_kept(name)])
         self._headers(copied.request)
         if copied.response is not None:
             put(copied.response, self.answer)
@@ -62,6 +65,15 @@ class Parts:
 
     def _line(self, value: str) -> str:
         return recordable.line(value, self.place, self.key)
+
+
+_KEPT = upstreamrequest.ALLOWED | frozenset().union(*upstreamrequest.ALLOWED_UPGRADE.values())
+_OURS = frozenset((b"host", b"content-length", b"audit-id", b"x-forwarded-for"))
+
+
+def _is_kept(name: bytes) -> bool:
+    name = name.lower()
+    return name in _KEPT or name in _OURS or name.startswith(b"impersonate-")
 
 
 def summary_of(known: facts.Facts, operation: Operation | None) -> dict[str, str]:

@@ -710,3 +710,13 @@ async def test_patterns_that_do_not_come(addon, tmp_path, monkeypatch):
     assert flow.response.headers["Tollgate-Reason"] == "mask-starting"
     assert not facts.of(flow).passed
     addon.warming.cancel()
+
+
+@pytest.mark.parametrize("hook", ["response", "error"])
+async def test_a_stream_that_is_over_is_not_kept(addon, tmp_path, hook):
+    """What turns its chunks holds the flow, and what is known of the flow holds that."""
+    flow = a_flow(tmp_path)
+    flow.response = http.Response.make(200)
+    facts.of(flow).chunks = lambda chunk: [chunk, flow]
+    getattr(addon, hook)(flow)
+    assert facts.of(flow).chunks is None

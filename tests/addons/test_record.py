@@ -298,6 +298,7 @@ async def executing(addon, policies):
     flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?command=sh&stdout=true")
     known = facts.of(flow)
     known.operation = replace(known.operation, upgrade="websocket")
+    flow.request.headers["sec-websocket-protocol"] = "v4.base64.channel.k8s.io, v5.channel.k8s.io"
     await ask(addon, flow)
     released(flow, 101)
     flow.response.headers["sec-websocket-protocol"] = "v5.channel.k8s.io"
@@ -376,6 +377,75 @@ async def test_what_mask_splits_is_recorded_once(addon, executing):
     facts.of(executing).instead = [b"\1a\n", b"\1b\n"]
     assert frame(addon, executing, b"\1ab\n")
     assert len(await cast(addon)) == 1
+
+
+@pytest.mark.parametrize("protocols", ["v4.base64.channel.k8s.io, base64.channel.k8s.io", "channel.k8s.io", ""])
+async def test_an_exec_that_nobody_could_record_is_refused(addon, policies, protocols):
+    flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?command=sh")
+    known = facts.of(flow)
+    known.operation = replace(known.operation, upgrade="websocket")
+    if protocols:
+        flow.request.headers["sec-websocket-protocol"] = protocols
+    await ask(addon, flow)
+    assert (known.passed, flow.response.headers["Tollgate-Reason"]) == (set(), "subprotocol-not-recorded")
+
+
+async def test_only_protocols_that_are_recorded_are_offered(addon, executing):
+    assert executing.request.headers["sec-websocket-protocol"] == "v5.channel.k8s.io"
+    assert not seal.is_broken(executing)
+
+
+async def test_a_protocol_that_nobody_offered_goes_no_further(addon, policies):
+    flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?command=sh")
+    known = facts.of(flow)
+    known.operation = replace(known.operation, upgrade="websocket")
+    flow.request.headers["sec-websocket-protocol"] = "v5.channel.k8s.io"
+    await ask(addon, flow)
+    released(flow, 101)
+    flow.response.headers["sec-websocket-protocol"] = "base64.channel.k8s.io"
+    addon.responseheaders(flow)
+    assert known.answer_refusal is record.UNREADABLE_PROTOCOL
+
+
+async def test_what_is_typed_at_a_terminal_is_not_kept(addon, policies):
+    flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?command=sh&tty=true")
+    known = facts.of(flow)
+    known.operation = replace(known.operation, upgrade="websocket")
+    flow.request.headers["sec-websocket-protocol"] = "v5.channel.k8s.io"
+    await ask(addon, flow)
+    released(flow, 101)
+    flow.response.headers["sec-websocket-protocol"] = "v5.channel.k8s.io"
+    addon.responseheaders(flow)
+    addon.response(flow)
+    flow.websocket = websocket.WebSocketData()
+    assert frame(addon, flow, b"\0hunter2\n", from_client=True)
+    assert frame(addon, flow, b"\1welcome\n")
+    addon.websocket_end(flow)
+    await events(addon)
+    assert b"hunter2" not in files(addon)
+    assert b"welcome" in files(addon)
+
+
+async def test_spdy_is_told_with_what_is_missing(addon, policies):
+    flow = a_flow(policies, "POST", f"{NS}/pods/web/exec?command=sh")
+    known = facts.of(flow)
+    known.operation = replace(known.operation, upgrade="spdy")
+    await ask(addon, flow)
+    await respond(addon, flow, 101)
+    event = (await events(addon))[-1]
+    assert event["stage"] == "ResponseComplete"
+    assert "not recorded" in auditevents.notes_of(event)[auditevents.TRUNCATED]
+
+
+async def test_who_leaves_while_he_waits_is_on_record(addon, policies):
+    flow = a_flow(policies, body=CONFIG, verdict=Verdict(Action.HOLD, "ask", "p"))
+    flow.error = mitmflow.Error("the client left")
+    addon.error(flow)
+    (event,) = await events(addon)
+    notes = auditevents.notes_of(event)
+    assert (notes[auditevents.VERDICT], notes[auditevents.ENDED]) == ("hold", "the client left")
+    addon.error(flow)
+    assert len(await events(addon)) == 1
 
 
 # The process

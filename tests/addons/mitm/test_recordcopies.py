@@ -83,7 +83,7 @@ def test_nothing_is_kept_where_nobody_shows_flows(monkeypatch):
 
 def test_all_beside_headers_and_bodies_is_searched():
     flow = tflow.tflow(resp=True)
-    flow.request.headers[f"x-{TOKEN}"] = "1"
+    flow.response.headers[f"x-{TOKEN}"] = "1"
     flow.request.authority = flow.request.data.host = f"{TOKEN}.example"
     flow.response.reason = flow.comment = TOKEN
     flow.error = mitmflow.Error(TOKEN)
@@ -92,3 +92,11 @@ def test_all_beside_headers_and_bodies_is_searched():
     assert TOKEN.encode() not in data
     assert found.request.method == "GET"
     assert flow.comment == flow.error.msg == flow.websocket.close_reason == TOKEN  # the exchange itself is left alone
+
+
+def test_only_headers_that_go_upstream():
+    flow = tflow.tflow()
+    flow.request.headers = http.Headers(x_api_key="hunter2 is it", accept="application/json", impersonate_user="agent")
+    found, data = written(flow)
+    assert b"hunter2" not in data
+    assert sorted(name.lower() for name in found.request.headers) == ["accept", "impersonate-user"]
