@@ -8,6 +8,7 @@ whatever their size; and HTTP/2 frames that are no request cost the loop that ev
 addons/mitm/errors.py; the message of a WebSocket: addons/mitm/websockets.py.)
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -120,6 +121,7 @@ def _send_data(original: Any) -> Any:
 
 
 def _handle_connection(original: Any) -> Any:
+    @functools.wraps(original)  # engine looks whether this is still the function that it was written for
     async def handle_connection(self: ConnectionHandler, connection: Connection) -> None:
         io = self.transports[connection]
         try:

@@ -4,7 +4,7 @@ import json
 import pytest
 from mitmproxy import contentviews, http
 from mitmproxy.contentviews import Metadata
-from mitmproxy.test import tflow
+from mitmproxy.test import taddons, tflow
 
 from addons.mitm import contentview
 
@@ -31,7 +31,9 @@ def seen(flow: http.HTTPFlow, message: http.Message | None = None) -> contentvie
 
 @pytest.fixture(autouse=True)
 def installed():
-    contentview.install()
+    with taddons.context():  # the views read mitmproxy's options
+        contentview.install()
+        yield
 
 
 def test_it_is_chosen_and_masks():
