@@ -113,7 +113,7 @@ def test_who_said_yes_is_on_record(stage, controlplane, tmp_path):
 
 def test_what_was_denied_is_on_record_with_rule_and_sentence(stage, controlplane):
     node = controlplane.api("GET", "/api/v1/nodes")["items"][0]["metadata"]["name"]
-    refused = stage.kubectl("delete", "node", node, "--wait=false")
+    refused = stage.kubectl("delete", "node", node, "--wait=false", code=1)
     assert "machines team" in refused.stderr
     event = stage.wait_for(lambda e: notes(e, auditevents.RULE) == "no-nodes")
     assert notes(event, auditevents.VERDICT) == "deny"
@@ -150,7 +150,7 @@ def test_an_audit_id_of_the_client_is_nobodys(stage, namespace):
 def test_nobody_acts_under_another_name(stage, namespace):
     """`--as` and its headers are refused; who asked is not what is on record of them."""
     position = stage.cluster.audit_position()
-    done = stage.kubectl("create", "configmap", "as", "-n", namespace, "--as=system:admin")
+    done = stage.kubectl("create", "configmap", "as", "-n", namespace, "--as=system:admin", code=1)
     assert done.returncode != 0
     answer = stage.request("POST", maps(namespace), body=a_map("as2"), headers={"X-Remote-User": "system:admin"})
     assert answer.status == 403
@@ -215,9 +215,9 @@ async def test_a_secret_is_in_no_file_wherever_it_is_put(stage, namespace, kind)
         headers = {"Content-Type": f"application/{patch_type}+json"}
         stage.request("PATCH", f"{place}/note-1", body=patch, headers=headers)
     applied = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "applied"}, "stringData": {"x": text}}
-    stage.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(applied))
-    stage.kubectl("delete", "secret", "applied", "-n", namespace)
-    stage.kubectl("get", "pods", "-n", namespace, "--as", text)
+    stage.kubectl("apply", "-n", namespace, "-f", "-", input=json.dumps(applied), code=None)
+    stage.kubectl("delete", "secret", "applied", "-n", namespace, code=None)
+    stage.kubectl("get", "pods", "-n", namespace, "--as", text, code=None)
     context = ssl.create_default_context(cafile=stage.gateway.ca_file)
     context.check_hostname = False
     with contextlib.suppress(ssl.SSLError, OSError):
@@ -623,7 +623,7 @@ def test_the_incident_once_more_on_another_cluster(controlplane, gateway_kubecon
             ("delete", "secret", "db", "--wait=false"),
             ("delete", "configmap", "never-was"),
         ):
-            stage.kubectl(*arguments, "-n", namespace)
+            stage.kubectl(*arguments, "-n", namespace, code=None)
         done = stage.kubectl("delete", "namespace", namespace, "--wait=false")
         assert done.returncode == 0, done.stderr
     (path,) = recordings.find_sessions(stage.root)
