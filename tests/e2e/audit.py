@@ -44,7 +44,8 @@ def problems(events: Iterable[Mapping[str, Any]], gateways: Iterable[Gateway] = 
             continue
         if not OURS.fullmatch(name):
             found.append(f"{name} is no id that the gateway makes: {what}")
-        if not event.get("impersonatedUser", {}).get("username"):
+        # Tests of doctor and of the manifests read with the gateway's own credential, past the gateway.
+        if not event.get("impersonatedUser", {}).get("username") and event["verb"] not in ("get", "list", "watch"):
             found.append(f"{name} was done as the gateway itself: {what}")
         if known is not None and known.get(name) not in PASSED:
             found.append(f"{name} is in no record as allowed or approved: {what}")

@@ -225,7 +225,7 @@ def stage(controlplane, gateway_kubeconfig, tmp_path_factory):
     columns = (("Age", ".spec.pin"), ("Namespace", ".spec.pin"), ("Created At", ".spec.credentials[0].word"))
     api("POST", definitions, a_crd("things", "Thing", *columns, selectableFields=fields))
     deadline = time.monotonic() + 20
-    for path in (BOXES, THINGS):
+    for path in (BOXES, THINGS, f"/api/v1/namespaces/{NS}/serviceaccounts/default"):
         while controlplane.request("GET", path)[0] != 200 and time.monotonic() < deadline:
             time.sleep(0.1)
     for collection, make in MAKE.items():

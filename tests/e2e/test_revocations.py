@@ -237,6 +237,6 @@ def test_whoever_acts_for_an_owner_who_left_is_refused(controlplane, tmp_path):
             departed.write_text("alice@example.com\n")
             wait_for(lambda: ask(["Alice@example.com"]).reason == "owner-departed", 3)
             assert ask("bob@example.com").status == 200
-            assert "Alice" not in ask(["Alice@example.com"]).message
+            assert "Alice" not in ask(["Alice@example.com"]).body.decode()
             Switch(one.folder / "state")("--owner", "Bob@example.com")
             wait_for(lambda: ask("bob@example.com").reason == "revoked", 3)

@@ -126,6 +126,7 @@ def sent_by(recorder, position):
         assert set(names) <= {
             *("host", "accept", "content-type", "user-agent", "audit-id", "x-forwarded-for", "content-length"),
             *("impersonate-user", "impersonate-uid", "impersonate-group", "authorization", "if-none-match"),
+            "impersonate-extra-tollgate.dev%2fgateway",
             *("connection", "upgrade", "sec-websocket-key", "sec-websocket-version", "sec-websocket-protocol"),
         }
         assert [names.count(name) for name in ("audit-id", "authorization", "impersonate-user")] == [1, 1, 1]
