@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import httpx
 import mcp
 from mcp.client.streamable_http import streamable_http_client
@@ -46,7 +47,8 @@ class Host:
 async def stdio(command: list[str], environment: Mapping[str, str], log: Path) -> AsyncIterator[Host]:
     """A host and the server that it starts, which knows no other environment than this."""
     parameters = mcp.StdioServerParameters(command=command[0], args=command[1:], env=dict(environment))
-    with log.open("a") as errors:
+    # What a server still says while its host leaves has no reader, and the SDK raises that.
+    with log.open("a") as errors, contextlib.suppress(anyio.BrokenResourceError):
         async with (
             mcp.stdio_client(parameters, errlog=errors) as (incoming, outgoing),
             mcp.ClientSession(incoming, outgoing) as session,
