@@ -28,7 +28,8 @@ GOOD = event()
         pytest.param([GOOD, {**GOOD}], "twice", id="an id twice"),
         pytest.param([event("forged-by-a-client")], "no id that the gateway makes", id="an id of a client's"),
         pytest.param([event("tollgate-1")], "is not the gateway's own", id="one that pretends"),
-        pytest.param([event(impersonatedUser={}, verb="delete")], "as the gateway itself", id="nobody impersonated"),
+        pytest.param([event(impersonatedUser={})], "as the gateway itself", id="nobody impersonated"),
+        pytest.param([event(impersonatedUser={}, userAgent="thief")], "as the gateway itself", id="a thief who got it"),
     ],
 )
 def test_problems(monkeypatch, events, said):

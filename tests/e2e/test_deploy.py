@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.cluster.controlplane import ControlPlane
-from tests.e2e import client, gateway
+from tests.e2e import audit, client, gateway
 
 pytestmark = pytest.mark.e2e
 
@@ -178,7 +178,8 @@ def test_the_stolen_credential_is_worth_little(cluster, headers):
     """Whoever has the gateway's token is one of its callers at most."""
     token = cluster.token("tollgate", "gateway", audience=None)
     for path in ("/api/v1/secrets", "/api/v1/pods"):
-        answer = client.request(cluster.port, cluster.ca_file, "GET", path, token=token, headers=headers)
+        told = {**headers, "User-Agent": audit.THIEF}
+        answer = client.request(cluster.port, cluster.ca_file, "GET", path, token=token, headers=told)
         assert answer.status == 403
 
 
