@@ -293,9 +293,9 @@ async def test_a_stream_is_on_record_when_it_begins_and_when_it_breaks(addon, po
 # exec
 
 
-@pytest.fixture
-async def executing(addon, policies):
-    flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?command=sh&stdout=true")
+async def an_exec(addon, policies, query="command=sh&stdout=true"):
+    """One that the API server has answered."""
+    flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?{query}")
     known = facts.of(flow)
     known.operation = replace(known.operation, upgrade="websocket")
     flow.request.headers["sec-websocket-protocol"] = "v4.base64.channel.k8s.io, v5.channel.k8s.io"
@@ -306,6 +306,11 @@ async def executing(addon, policies):
     addon.response(flow)
     flow.websocket = websocket.WebSocketData()
     return flow
+
+
+@pytest.fixture
+async def executing(addon, policies):
+    return await an_exec(addon, policies)
 
 
 def frame(addon, flow, content, *, from_client=False):
@@ -408,16 +413,7 @@ async def test_a_protocol_that_nobody_offered_goes_no_further(addon, policies):
 
 
 async def test_what_is_typed_at_a_terminal_is_not_kept(addon, policies):
-    flow = a_flow(policies, "GET", f"{NS}/pods/web/exec?command=sh&tty=true")
-    known = facts.of(flow)
-    known.operation = replace(known.operation, upgrade="websocket")
-    flow.request.headers["sec-websocket-protocol"] = "v5.channel.k8s.io"
-    await ask(addon, flow)
-    released(flow, 101)
-    flow.response.headers["sec-websocket-protocol"] = "v5.channel.k8s.io"
-    addon.responseheaders(flow)
-    addon.response(flow)
-    flow.websocket = websocket.WebSocketData()
+    flow = await an_exec(addon, policies, "command=sh&tty=true")
     assert frame(addon, flow, b"\0hunter2\n", from_client=True)
     assert frame(addon, flow, b"\1welcome\n")
     addon.websocket_end(flow)

@@ -130,3 +130,9 @@ def test_no_secret_in_argv_or_log(default_gateway, agent_token, gateway_kubeconf
         shown = f.read().decode() + default_gateway.log
     assert own not in shown
     assert agent_token not in shown
+
+
+def test_the_engine_is_in_use_beside_all_other_patches(open_gateway):
+    """It stands aside with a warning where a function that it relies on is another, be it one of our own making."""
+    assert "engine.py" in open_gateway.log
+    assert "mitmproxy is left as it is" not in open_gateway.log
