@@ -97,7 +97,7 @@ def _walk(children: Any, top: int | None, path: tuple[tuple[Any, int], ...], nam
         at = i if top is None else top
         here = () if top is None else (*path, (children, i + 1))
         try:
-            found = bool(getattr(addon, name, None))
+            found = hasattr(addon, name)  # even one that is None now: a hook before it may set it
         # It is raised again when the hook is called, and logged there.
         except Exception:  # noqa: BLE001
             found = True

@@ -223,6 +223,11 @@ def test_what_the_table_shows_is_that_hooks_run_at_all():
     ]
 
 
+def test_a_hook_that_is_nothing_until_one_before_it_sets_it():
+    said = same([Addon("a", {"request": ("rehooks", "b")}), Addon("b", {"request": ("falsy",)})], TWICE[:1])
+    assert ("b", "request", "calls, replaced") in said
+
+
 @pytest.mark.parametrize("kind", ["generator", "raises"])
 def test_children_in_something_else_than_a_list(kind):
     odd = Addon("odd", {"request": ("calls",)}, (Addon("child", {"request": ("calls",)}),), kind)
