@@ -393,12 +393,7 @@ class RecordAddon:
             body=exchange.content.value,
             approved=auditevents.Approved(known.approval, known.approvers) if known.approval else None,
             outcome=outcome,
-            beside=replace(
-                exchange.before if outcome is None else auditevents.NOTHING_BESIDE,  # once, with the request
-                masked=request.masked + kept.masked,
-                edited=known.edited,
-                truncated=(*(exchange.before.truncated if outcome is None else ()), *notes, *copy.cut),
-            ),
+            beside=self.beside(exchange, known, outcome is None, request.masked + kept.masked, (*notes, *copy.cut)),
         )
         return Record(
             exchange.username,
@@ -408,6 +403,14 @@ class RecordAddon:
             ends=(ended,) if ended else (),
             person=not policies.is_agent(identity),
         )
+
+    def beside(
+        self, exchange: Exchange, known: facts.Facts, ahead: bool, masked: int, notes: tuple[str, ...]
+    ) -> auditevents.Beside:
+        before = exchange.before if ahead else auditevents.NOTHING_BESIDE  # once, with the request
+        if not (masked or notes or known.edited):
+            return before
+        return replace(before, masked=masked, edited=known.edited, truncated=(*before.truncated, *notes))
 
     # ----- answers -----
 
@@ -437,7 +440,9 @@ class RecordAddon:
             return int(length) <= recordable.MAX_ANSWER
         return operation.info.verb in _ONE_OBJECT
 
-    def outcome(self, flow: http.HTTPFlow, known: facts.Facts, code: int, ended: str = "") -> auditevents.Outcome:
+    def outcome(
+        self, flow: http.HTTPFlow, known: facts.Facts, code: int, ended: str = "", body: Any = None
+    ) -> auditevents.Outcome:
         refused = not known.released
         response = flow.response
         return auditevents.Outcome(
@@ -447,6 +452,7 @@ class RecordAddon:
             refusal=response.headers.get("tollgate-reason", "") if refused and response is not None else "",
             message=recordable.message_of(response.raw_content or b"") if refused and response is not None else "",
             ended=ended,
+            body=body,
         )
 
     def response(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
@@ -515,7 +521,7 @@ class RecordAddon:
         *,
         ended: str = "",
     ) -> None:
-        outcome = replace(self.outcome(flow, known, code, ended), body=content.value)
+        outcome = self.outcome(flow, known, code, ended, content.value)
         self.later(flow, known, exchange, Stage.COMPLETE, outcome, content)
 
     def later(

@@ -163,7 +163,7 @@ def timestamp(seconds: float) -> str:
         moment = datetime.datetime.fromtimestamp(seconds, _UTC)
     except (ValueError, OverflowError, OSError):
         moment = datetime.datetime.fromtimestamp(0, _UTC)  # a clock that is off must not lose a record
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def seconds(text: object) -> float:

@@ -186,11 +186,15 @@ def message_of(body: bytes) -> str:
 _plain: set[bytes] = set()  # short ones in which nothing was found: most headers are those of the last request
 _PLAIN_LENGTH = 128  # bytes
 _PLAIN_MOST = 10_000
+_CLEAN_LENGTH = 2048  # characters
+_CLEAN_MOST = 1000
+# Each request has one, its Audit-Id, and in one that stands alone no detector finds anything.
+_UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def is_plain(value: bytes) -> bool:
     """Whether the detectors find nothing in a header's value."""
-    if value in _plain:
+    if value in _plain or _UUID.fullmatch(value):
         return True
     if maskdetect.spans(value.decode("utf-8", "replace")):
         return False
@@ -229,6 +233,8 @@ def event(key: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
     the addon knows where they belong.
     """
 
+    clean: set[str] = set()  # operations in which nothing was found: most are those of the last request
+
     def masked(value: str) -> str:
         return line(value, _NOWHERE, key)
 
@@ -241,9 +247,17 @@ def event(key: bytes) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
     def note(name: str, value: str) -> str:
         if name == auditevents.OPERATION:
+            if value in clean:
+                return value
             found = json.loads(value)
             changed = below(found)
-            return value if changed == found else json.dumps(changed)
+            if changed != found:
+                return json.dumps(changed)
+            if len(value) <= _CLEAN_LENGTH:
+                if len(clean) >= _CLEAN_MOST:
+                    clean.clear()
+                clean.add(value)
+            return value
         return masked(value) if name in _TEXTS else value
 
     def mask(found: dict[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,14 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO
 
 from mitmproxy import connection, flow, http, version
 from mitmproxy.io import compat, tnetstring
 
 from addons.core import recordable
+from addons.mitm import tnetstrings
 
 MaskFlow = Callable[[http.HTTPFlow], http.HTTPFlow]
 
@@ -27,7 +29,7 @@ METADATA = "tollgate"  # the key of the summary
 # By verdict: what mitmweb and mitmproxy show in front of a line.
 MARKS = {"allow": ":white_check_mark:", "hold": ":raised_hand:", "deny": ":no_entry:"}
 
-_CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-remote-extra-token"})
+_CREDENTIALS = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"x-remote-extra-token"})
 _BEARER_PROTOCOL = "base64url.bearer.authorization.k8s.io."  # k8s.io/apiserver, websocket protocol authenticator
 
 
@@ -88,16 +90,14 @@ def _copy(original: http.HTTPFlow, answer: bool, max_body: int, max_frames: int,
     copied.timestamp_created = original.timestamp_created
     copied.comment = original.comment
     copied.is_replay = original.is_replay
-    copied.request = http.Request(**vars(original.request.data))  # its parts are immutable, but for the headers
-    copied.request.headers = http.Headers(original.request.headers.fields)
+    copied.request = _twin(original.request)
     _bound(copied.request, "flow.request", max_body, cut)
     _strip(copied.request.headers)
     if not answer:
         return copied
     copied.error = flow.Error.from_state(original.error.get_state()) if original.error else None
     if original.response is not None:
-        copied.response = http.Response(**vars(original.response.data))
-        copied.response.headers = http.Headers(original.response.headers.fields)
+        copied.response = _twin(original.response)
         _bound(copied.response, "flow.response", max_body, cut)
         _strip(copied.response.headers)
     if original.websocket is not None:
@@ -107,6 +107,19 @@ def _copy(original: http.HTTPFlow, answer: bool, max_body: int, max_frames: int,
     return copied
 
 
+def _twin[M: (http.Request, http.Response)](message: M) -> M:
+    """
+    A copy, without mitmproxy's checks of each part's type: they passed when the message was made. Its parts are
+    immutable, but for the headers.
+    """
+    kind, data, headers = type(message), message.data, http.Headers.__new__(http.Headers)
+    headers.fields = message.headers.fields
+    twin = kind.__new__(kind)
+    twin.data = type(data).__new__(type(data))
+    vars(twin.data).update(vars(data), headers=headers)
+    return twin
+
+
 _NO_CLIENT = connection.Client(peername=("", 0), sockname=("", 0))
 _NO_SERVER = connection.Server(address=None)
 
@@ -114,26 +127,56 @@ _NO_SERVER = connection.Server(address=None)
 def _dump(copied: http.HTTPFlow, original: http.HTTPFlow) -> bytes:
     """What mitmproxy's FlowWriter writes; each connection is made into bytes once, not for every flow."""
     state = {
-        "version": version.FLOW_FORMAT_VERSION,
-        "type": copied.type,
         "id": copied.id,
         "error": copied.error.get_state() if copied.error else None,
-        "intercepted": False,
         "is_replay": copied.is_replay,
         "marked": copied.marked,
         "metadata": copied.metadata,
         "comment": copied.comment,
         "timestamp_created": copied.timestamp_created,
-        "request": copied.request.get_state(),
-        "response": copied.response.get_state() if copied.response else None,
         "websocket": copied.websocket.get_state() if copied.websocket else None,
-        "backup": None,
     }
-    parts = [tnetstring.dumps(part) for pair in state.items() for part in pair]
-    parts += [tnetstring.dumps("client_conn"), _connection(original.client_conn)]
-    parts += [tnetstring.dumps("server_conn"), _connection(original.server_conn)]
+    parts = [_SAME, *(tnetstrings.dumps(part) for pair in state.items() for part in pair)]
+    parts += (_REQUEST, _message(copied.request), _RESPONSE, _message(copied.response))
+    parts += (_CLIENT, _connection(original.client_conn), _SERVER, _connection(original.server_conn))
     payload = b"".join(parts)
-    return b"%d:%s}" % (len(payload), payload)
+    return b"%d:%b}" % (len(payload), payload)
+
+
+_SAME = b"".join(
+    tnetstrings.dumps(part)
+    for pair in {
+        "version": version.FLOW_FORMAT_VERSION,
+        "type": http.HTTPFlow.type,
+        "intercepted": False,
+        "backup": None,
+    }.items()
+    for part in pair
+)
+_REQUEST, _RESPONSE, _CLIENT, _SERVER = map(tnetstrings.dumps, ("request", "response", "client_conn", "server_conn"))
+_HEADERS = tnetstrings.dumps("headers")
+
+
+def _message(message: http.Message | None) -> bytes:
+    if message is None:
+        return tnetstrings.dumps(None)
+    fields = b"".join([_field(*field) for field in message.headers.fields])
+    parts = [_HEADERS, b"%d:%b]" % (len(fields), fields)]
+    for name, value in vars(message.data).items():
+        if name == "trailers":
+            value = value.get_state() if value is not None else None
+        if name != "headers":
+            parts += (tnetstrings.dumps(name), tnetstrings.dumps(value))
+    data = b"".join(parts)
+    return b"%d:%b}" % (len(data), data)
+
+
+def _field(name: bytes, value: bytes) -> bytes:
+    return _short_field(name, value) if len(name) + len(value) < _SHORT else tnetstrings.dumps((name, value))
+
+
+_SHORT = 256  # bytes; longer ones are not kept
+_short_field = lru_cache(4096)(lambda *field: tnetstrings.dumps(field))  # most are those of the last request
 
 
 _PROTOCOLS = (b"h2", b"http/1.1")
@@ -157,7 +200,7 @@ def _connection(original: connection.Connection) -> bytes:
     for name in ("sni", "error"):
         if state[name] and not recordable.is_plain(state[name].encode("utf-8", "replace")):
             state[name] = None
-    data: bytes = tnetstring.dumps(state)
+    data = tnetstrings.dumps(state)
     _connections[original.id] = (weakref.ref(original), stage, data)
     if len(_connections) > _MOST_CONNECTIONS:
         _connections.popitem(last=False)
@@ -192,14 +235,17 @@ def _frames(messages: list[tuple[object, ...]], limit: int, cut: list[str]) -> l
     return kept
 
 
-def _strip(fields: http.Headers) -> None:
-    for name in _CREDENTIALS & {key.lower() for key in fields}:
-        del fields[name]
-    protocols = fields.get_all("sec-websocket-protocol")
+def _strip(headers: http.Headers) -> None:
+    names = {name.lower() for name, _ in headers.fields}
+    if names & _CREDENTIALS:
+        headers.fields = tuple(field for field in headers.fields if field[0].lower() not in _CREDENTIALS)
+    if b"sec-websocket-protocol" not in names:
+        return
+    protocols = headers.get_all("sec-websocket-protocol")
     if any(_BEARER_PROTOCOL in value.lower() for value in protocols):
         words = [word.strip() for value in protocols for word in value.split(",")]
         kept = [word for word in words if _BEARER_PROTOCOL not in word.lower()]
-        fields.set_all("sec-websocket-protocol", [", ".join(kept)] if kept else [])
+        headers.set_all("sec-websocket-protocol", [", ".join(kept)] if kept else [])
 
 
 def _describe(copied: http.HTTPFlow, summary: Mapping[str, str], cut: list[str]) -> None:

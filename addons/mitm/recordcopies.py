@@ -35,8 +35,8 @@ class Parts:
             copied.error.msg = self._line(copied.error.msg)
         put(copied.request, self.request)
         # Those that go upstream; what else a client sends (a key for something else) is not for the record.
-        fields = copied.request.headers.fields
-        copied.request.headers = http.Headers([(name, value) for name, value in fields if _is_kept(name)])
+        headers = copied.request.headers
+        headers.fields = tuple(field for field in headers.fields if _is_kept(field[0]))
         self._headers(copied.request)
         if copied.response is not None:
             put(copied.response, self.answer)
@@ -92,12 +92,15 @@ def summary_of(known: facts.Facts, operation: Operation | None) -> dict[str, str
 def put(message: http.Message, content: Content) -> None:
     """With its headers: what is compressed or in chunks over the wire is neither in the record."""
     message.data.content = content.raw
-    for name in ("content-encoding", "transfer-encoding", "content-length"):
-        message.headers.pop(name, None)
+    fields = message.headers.fields
+    message.headers.fields = tuple(field for field in fields if field[0].lower() not in _OF_THE_WIRE)
     if content.raw:
         message.headers["content-length"] = str(len(content.raw))
         if content.content_type:
             message.headers["content-type"] = content.content_type
+
+
+_OF_THE_WIRE = frozenset((b"content-encoding", b"transfer-encoding", b"content-length"))
 
 
 # ----- for who shows flows -----

@@ -34,6 +34,7 @@ from addons.core.model import ANONYMOUS, NOTHING
 from addons.net import files
 from addons.net.recordfiles import (
     CheckpointLog,
+    File,
     OpenSession,
     RecorderError,
     Saved,
@@ -48,6 +49,7 @@ from addons.net.recordfiles import (
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 256  # records with one fsync
+GATHER = 0.02  # seconds that records for which nobody waits are gathered: a thread that wakes for each costs as much
 MAX_WAITING = 20_000  # records; a disk that hangs must not fill the memory
 MAX_WAITING_BYTES = 256 * 1024 * 1024
 ANSWER = 5.0  # seconds until a caller is told that the disk did not answer
@@ -133,6 +135,7 @@ class Recorder:
         self._clock = clock
         self._monotonic = monotonic
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._hurry = threading.Event()  # somebody waits for what is in the queue, or a batch is there
         self._waiting = 0
         self._waiting_bytes = 0
         self._counting = threading.Lock()
@@ -229,6 +232,7 @@ class Recorder:
         if not self._closed:
             self._closed = True
             self._jobs.put(None)
+            self._hurry.set()
             self._thread.join(2 * ANSWER)  # direction: a disk that hangs must not keep the gateway from ending
 
     # For those that keep house beside it (addons/net/housekeeping.py).
@@ -272,6 +276,8 @@ class Recorder:
             self._waiting += 1
             self._waiting_bytes += size
         self._jobs.put(job)
+        if job.durable or self._waiting >= MAX_BATCH:
+            self._hurry.set()
 
     async def _do(self, work: Callable[[], None]) -> None:
         if self._closed:
@@ -279,6 +285,7 @@ class Recorder:
         job = _Job(work, asyncio.get_running_loop().create_future())
         assert job.future is not None  # noqa: S101 -- made above
         self._jobs.put(job)
+        self._hurry.set()
         await asyncio.wait((job.future,), timeout=ANSWER)
         if not job.future.done():
             raise RecorderError("the disk did not answer in time")
@@ -323,6 +330,8 @@ class Recorder:
         jobs, ended = [], first is None
         if first is not None:
             jobs.append(first)
+            self._hurry.wait(GATHER)
+        self._hurry.clear()  # before the queue is emptied: what comes meanwhile is taken, or hurries the next turn
         with contextlib.suppress(queue.Empty):
             while not ended and len(jobs) < MAX_BATCH:
                 job = self._jobs.get_nowait()
@@ -425,6 +434,7 @@ class Recorder:
     def _append_all(self, session: OpenSession, entries: Sequence["_Entry"]) -> list[bytes]:
         """Flows and pieces, then the lines of the events. Raises OSError, ChainError."""
         lines: list[bytes] = []
+        flows: dict[File, bytearray] = {}  # written at once: each write costs a turn of the interpreter's lock
         for entry in entries:
             if entry.event is None:
                 for name, data in entry.files.items():
@@ -433,7 +443,9 @@ class Recorder:
                         raise chain.ChainError("the file that it goes on is not there any more")
                     session.file(growing_name(name)).append(data)
             elif isinstance(entry.job.work, Record):
-                lines.append(self._append(session, entry.job.work, entry.event))
+                lines.append(self._append(session, entry.job.work, entry.event, flows))
+        for file, copies in flows.items():
+            file.append(copies)
         if lines:
             session.file(chainverify.EVENTS).append(b"".join(line + b"\n" for line in lines))
         return lines
@@ -463,14 +475,17 @@ class Recorder:
                 self._lose(work.username, 1)
             return None
 
-    def _append(self, session: OpenSession, record: Record, event: dict[str, Any]) -> bytes:
-        """One record: its flow and pieces into their files; the line of its event is returned."""
+    def _append(
+        self, session: OpenSession, record: Record, event: dict[str, Any], flows: dict[File, bytearray]
+    ) -> bytes:
+        """One record: its pieces into files, its flow to those of the batch; the line of its event is returned."""
         part: Part | None = None
         if record.flow:
             name = chainverify.REQUESTS if record.ahead else chainverify.FLOWS
             file = session.file(name)
-            part = Part(name, file.size, len(record.flow), chain.digest(record.flow))
-            file.append(record.flow)
+            before = flows.setdefault(file, bytearray())
+            part = Part(name, file.size + len(before), len(record.flow), chain.digest(record.flow))
+            before += record.flow
         for name, data in record.files.items():
             session.file(growing_name(name)).append(data)
         ended: dict[str, Size] = {}

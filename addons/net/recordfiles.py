@@ -59,7 +59,7 @@ class File:
         self.hash = hashlib.sha256() if hashed else None
         self.dirty = False
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | bytearray) -> None:
         """All of it, or OSError."""
         view = memoryview(data)
         self.dirty = True

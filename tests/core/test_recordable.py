@@ -3,8 +3,10 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from addons.core import auditevents, chain, classify, maskpolicy, masktags, recordable
+from addons.core import auditevents, chain, classify, maskdetect, maskpolicy, masktags, recordable
 from addons.core.masktags import Place
 from tests import canaries
 
@@ -192,3 +194,20 @@ def test_an_object_that_is_too_large_for_an_event_is_in_the_flow_only(text, kept
         assert json.loads(content.raw) == json.loads(body)
         assert (content.value is not None) is kept
         assert content.note == ("" if kept else f"{name} {len(chain.canonical(json.loads(body)))} bytes")
+
+
+@given(st.uuids().map(lambda one: str(one).encode()))
+def test_an_audit_id_is_plain_to_the_detectors_too(value):
+    """It is not searched: this is why."""
+    assert recordable.is_plain(value)
+    assert not maskdetect.spans(value.decode())
+
+
+@pytest.mark.parametrize("value", [b"x=%s", b"%s ", b"token %s", b"%s%s"])
+def test_only_a_whole_audit_id_is_not_searched(value, monkeypatch):
+    searched = []
+    monkeypatch.setattr(recordable, "_plain", set())
+    monkeypatch.setattr(maskdetect, "spans", lambda text: searched.append(text) or [])
+    uuid = b"01234567-89ab-4cde-8f01-23456789abcd"
+    recordable.is_plain(value.replace(b"%s", uuid))
+    assert searched
