@@ -7,6 +7,7 @@ from mitmproxy import exceptions, http
 from mitmproxy.addons import view as mitmview
 from mitmproxy.test import taddons, tflow
 
+from addons import view
 from addons.core import facts
 from addons.core.model import Action, Identity, Verdict
 from addons.mitm import recordcopies, viewing
@@ -19,6 +20,7 @@ from tests.addons.mitm.test_viewing import applied  # noqa: F401 (a fixture)
 @pytest.fixture
 async def screen(monkeypatch, tmp_path, applied):  # noqa: F811
     monkeypatch.setattr(viewing, "install", lambda: None)
+    monkeypatch.setattr(view.maskpatterns, "warm", lambda state: None)  # compiled once for all tests is enough
     monkeypatch.setattr(recordcopies, "_handed", None)
     shown, addon = mitmview.View(), View()
     with taddons.context(shown) as context:

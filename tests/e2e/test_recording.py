@@ -23,6 +23,8 @@ from tests import canaries
 from tests.cluster.controlplane import ControlPlane
 from tests.e2e import client, gateway, policies
 
+pytestmark = pytest.mark.e2e
+
 AGENT = "tollgate:system:serviceaccount:agents:ci-agent"
 VALUE = b"correct-horse-battery-9"
 HIDDEN = b"only-by-the-rule-of-its-kind-4711"
