@@ -180,7 +180,7 @@ def whole(
     if is_json(content_type):
         try:
             if learn is None:
-                return masking.mask_json(raw, place, key, level)
+                return _masked(raw, place, key, level)
             return _masked_and_learnt(raw, place, key, level, learn)
         except strict_json.NotStrictJSON:
             raise _refused(UNREADABLE) from None
@@ -189,6 +189,26 @@ def whole(
         masked = masking.mask_text(text, place, key, level)
         return masked.encode("latin-1"), masking.Masked(None, int(masked is not text))
     raise _refused(UNREADABLE)
+
+
+_clean: dict[tuple[bytes, Place, MaskLevel], None] = {}  # answers in which nothing was secret: agents ask in loops
+_CLEAN_LENGTH = 16 * 1024  # bytes
+_CLEAN_MOST = 256
+
+
+def _masked(raw: bytes, place: Place, key: bytes, level: MaskLevel) -> tuple[bytes, masking.Masked]:
+    if len(raw) > _CLEAN_LENGTH:
+        return masking.mask_json(raw, place, key, level)
+    # All that masking depends on, but for the key of the tags, of which there are none here.
+    asked = (raw, place, level)
+    if asked in _clean:
+        return raw, masking.Masked(None)
+    content, found = masking.mask_json(raw, place, key, level)
+    if content is raw:  # never one with a secret: it would be kept in memory
+        if len(_clean) >= _CLEAN_MOST:
+            _clean.clear()
+        _clean[asked] = None
+    return content, found
 
 
 def _masked_and_learnt(

@@ -212,3 +212,36 @@ def test_what_cannot_be_masked_is_not_relayed(body, key):
 )
 def test_a_text_that_the_client_cuts(query, cut):
     assert maskanswers.is_cut_short(query) is cut
+
+
+PLAIN = json.dumps({"kind": "ConfigMap", "apiVersion": "v1", "data": {"color": "blue"}}).encode()
+
+
+def whole(raw, resource, level=maskpolicy.EVERYTHING):
+    return maskanswers.whole(raw, 200, "application/json", Place(resource, "shop", "a"), KEY, level)[0]
+
+
+def test_an_answer_that_was_clean_is_not_searched_again(monkeypatch):
+    monkeypatch.setattr(maskanswers, "_clean", {})
+    assert whole(PLAIN, "configmaps") is PLAIN
+    monkeypatch.setattr(maskanswers.masking, "mask_json", None)
+    assert whole(bytes(PLAIN), "configmaps") == PLAIN
+
+
+def test_what_was_clean_in_one_place_is_searched_in_another(monkeypatch):
+    monkeypatch.setattr(maskanswers, "_clean", {})
+    assert whole(PLAIN, "secrets", maskpolicy.NOTHING) == PLAIN
+    assert b"blue" not in whole(PLAIN, "secrets")
+    assert whole(PLAIN, "configmaps") == PLAIN
+    assert b"blue" not in whole(PLAIN, "secrets")
+
+
+def test_no_answer_with_a_secret_is_kept(monkeypatch):
+    monkeypatch.setattr(maskanswers, "_clean", kept := {})
+    whole(SECRET, "secrets")
+    assert not kept
+    for n in range(2000):
+        whole(PLAIN.replace(b"blue", b"%d" % n), "configmaps")
+    assert 0 < len(kept) <= 256
+    whole(PLAIN.replace(b"blue", b"b" * 20_000), "configmaps")
+    assert all(len(raw) < 20_000 for raw, _, _ in kept)
