@@ -8,8 +8,11 @@ A difference names its seed and the case as a line for tests/corpus/meaning.json
 import base64
 import itertools
 import json
+import multiprocessing
+import os
 import random
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,9 @@ def test_fifty_thousand():
 @pytest.mark.long
 @pytest.mark.attack("two parsers", "no difference")
 def test_a_million():
-    both, differences = run(range(10_000, 10_000 + LONG // PIECE))
+    seeds, processes = range(10_000, 10_000 + LONG // PIECE), os.cpu_count() or 1
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        parts = list(pool.map(run, [seeds[i::processes] for i in range(processes)]))
+    both, differences = sum(count for count, _ in parts), [one for _, found in parts for one in found]
     assert not differences, f"{len(differences)} differences\n" + "\n".join(differences[:10])
     assert both > LONG * 0.3
