@@ -5,6 +5,7 @@ gateway adds, and who is impersonated. Pure functions over raw (name, value) pai
 
 import re
 from collections.abc import Iterable, Set
+from functools import lru_cache
 from urllib.parse import quote
 
 from addons.core.model import Identity
@@ -67,6 +68,7 @@ def impersonation(identity: Identity, forward_extra: Set[str]) -> Fields:
     return fields
 
 
+@lru_cache(256)
 def _extra(key: str) -> bytes:
     return b"impersonate-extra-" + quote(key, safe="!#$&'*+-.^_`|~").encode()
 

@@ -2,10 +2,12 @@
 
 import logging
 import time
+from functools import lru_cache
 
 from mitmproxy import http
 
 from addons.core import admission, facts, limits, status
+from addons.mitm import messages
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +18,16 @@ _unknown = limits.Digest()  # refusals of nobody in particular: one line a secon
 
 def response(refusal: status.Refusal, path: str = "") -> http.Response:
     """The refusal as an HTTP response, in the form in which clients show it of this path."""
+    made = messages.twin(_response(refusal, status.is_read_as_text(refusal, path)))
+    made.timestamp_start = made.timestamp_end = time.time()
+    return made
+
+
+@lru_cache(64)  # every exchange has two: what is sent if nobody judges it, and its answer
+def _response(refusal: status.Refusal, as_text: bool) -> http.Response:
     headers = {"Content-Type": "application/json", "Tollgate-Reason": refusal.cause}
     body = status.body(refusal)
-    if status.is_read_as_text(refusal, path):
+    if as_text:
         headers["Content-Type"], body = "text/plain; charset=utf-8", status.one_line(refusal.message).encode()
     if refusal.code == 401:
         headers["WWW-Authenticate"] = "Bearer"  # RFC 9110, 11.6.1: a 401 names the scheme

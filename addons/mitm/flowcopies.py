@@ -18,7 +18,7 @@ from mitmproxy import connection, flow, http, version
 from mitmproxy.io import compat, tnetstring
 
 from addons.core import recordable
-from addons.mitm import tnetstrings
+from addons.mitm import messages, tnetstrings
 
 MaskFlow = Callable[[http.HTTPFlow], http.HTTPFlow]
 
@@ -90,14 +90,14 @@ def _copy(original: http.HTTPFlow, answer: bool, max_body: int, max_frames: int,
     copied.timestamp_created = original.timestamp_created
     copied.comment = original.comment
     copied.is_replay = original.is_replay
-    copied.request = _twin(original.request)
+    copied.request = messages.twin(original.request)
     _bound(copied.request, "flow.request", max_body, cut)
     _strip(copied.request.headers)
     if not answer:
         return copied
     copied.error = flow.Error.from_state(original.error.get_state()) if original.error else None
     if original.response is not None:
-        copied.response = _twin(original.response)
+        copied.response = messages.twin(original.response)
         _bound(copied.response, "flow.response", max_body, cut)
         _strip(copied.response.headers)
     if original.websocket is not None:
@@ -105,19 +105,6 @@ def _copy(original: http.HTTPFlow, answer: bool, max_body: int, max_frames: int,
         state["messages"] = _frames(state["messages"], max_frames, cut)
         copied.websocket = type(original.websocket).from_state(state)
     return copied
-
-
-def _twin[M: (http.Request, http.Response)](message: M) -> M:
-    """
-    A copy, without mitmproxy's checks of each part's type: they passed when the message was made. Its parts are
-    immutable, but for the headers.
-    """
-    kind, data, headers = type(message), message.data, http.Headers.__new__(http.Headers)
-    headers.fields = message.headers.fields
-    twin = kind.__new__(kind)
-    twin.data = type(data).__new__(type(data))
-    vars(twin.data).update(vars(data), headers=headers)
-    return twin
 
 
 _NO_CLIENT = connection.Client(peername=("", 0), sockname=("", 0))
