@@ -107,15 +107,20 @@ def wait_open(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise DemoError(f"the gateway did not open its port in {START_SECONDS} s; see {log}")
 
 
+def write_policies(folder: Path) -> Path:
+    """The default policy and the demo's own."""
+    files.private_folder(folder)
+    (folder / "demo.yaml").write_text(POLICY)
+    # As an owner would edit it: whoever may approve here.
+    default = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
+    (folder / "default.yaml").write_text(default.replace("platform-oncall", f'"{APPROVERS}"'), encoding="utf-8")
+    return folder
+
+
 @contextlib.contextmanager
 def running_gateway(folder: Path, own: Path, listen: str, port: int) -> Iterator[Path]:
     """The gateway as a child process, with the default policy and the demo's own. Yields its log."""
-    policies = folder / "policies"
-    files.private_folder(policies)
-    (policies / "demo.yaml").write_text(POLICY)
-    # As an owner would edit it: whoever may approve here.
-    default = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
-    (policies / "default.yaml").write_text(default.replace("platform-oncall", f'"{APPROVERS}"'), encoding="utf-8")
+    policies = write_policies(folder / "policies")
     log = folder / "gateway.log"
     arguments = ["serve", "--listen", listen, "--kubeconfig", str(own), "--state", str(folder / "state"),
                  "--recordings", str(folder / "recordings"),

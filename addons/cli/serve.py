@@ -35,6 +35,8 @@ _SECRET_STATE = (
     "mitmproxy/mitmproxy-ca.p*",
 )
 BODY_LIMIT = "3m"  # the API server's own limit for request bodies (MaxRequestBodyBytes)
+# Of mitmweb's list: the comment, which has the verdict and the rule, in place of whether there was TLS (always).
+WEB_COLUMNS = ("icon", "method", "path", "status", "size", "time", "comment")
 
 
 class UsageError(Exception):
@@ -278,6 +280,9 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
     for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
         argv += ["--set", f"tollgate_ship={target.strip()}"]
+    if command == "web" and not any("web_columns=" in one for one in rest):
+        for column in WEB_COLUMNS:
+            argv += ["--set", f"web_columns={column}"]
     # Beside the choice: what is shown to people is masked even in a stack without mask (screens are nobody's
     # clients); and metrics last, on which nothing depends.
     view = ("view",) if command == "web" else ()
