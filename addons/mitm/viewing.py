@@ -59,7 +59,7 @@ _NOTHING = ContentviewResult(
 )
 
 # In mitmweb's list a comment has 150 pixels, which is no room for a verdict. It allows styles within the page.
-_WIDE_COMMENTS = b"<style>.flow-table .col-comment { width: 35%; text-align: left }</style>"
+_WIDE_COMMENTS = b"<style>.flow-table :is(th, td).col-comment { width: 38%; text-align: left }</style>"
 
 
 def show_end(flow: mitmflow.Flow) -> None:

@@ -28,9 +28,9 @@ OUT = ROOT / "docs" / "images"
 TERMINALS = ("blocked.svg", "approval-kubectl.svg", "approval-watch.svg")
 PAGES = ("mitmweb.png", "mitmweb-secret.png")
 COLUMNS = 116
-WIDE = 132  # kubectl's table of approvals
+WIDE = 138  # kubectl's table of approvals
 SIZE = (1400, 790)  # of mitmweb's window
-COLOURS = 96  # of a PNG: enough for an interface, and a third of the size
+COLOURS = 200  # of a PNG: enough for an interface, and half the size
 LIMIT = 60  # seconds
 
 HELD = "kubectl delete namespace shop"

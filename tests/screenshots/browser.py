@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -89,11 +88,11 @@ async def page(folder: Path) -> AsyncIterator[Page]:
     # Its sandbox does not work for root, who is alone in a container or a throwaway machine.
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     with (folder / "browser.log").open("wb") as log:
-        process = subprocess.Popen(
-            [browser, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run",
-             "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage", "--disable-background-networking",
-             "--disable-component-update", *flags, "about:blank"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        process = await asyncio.create_subprocess_exec(
+            browser, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}", "--no-first-run",
+            "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage", "--disable-background-networking",
+            "--disable-component-update", *flags, "about:blank",
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
         port = await _port(process, profile)
@@ -104,18 +103,20 @@ async def page(folder: Path) -> AsyncIterator[Page]:
             async with session.ws_connect(url, max_msg_size=MAX_MESSAGE) as socket:
                 yield Page(socket)
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        ended = asyncio.ensure_future(process.wait())
+        if not (await asyncio.wait({ended}, timeout=10))[0]:
+            process.kill()
+            await ended
 
 
-async def _port(process: subprocess.Popen[bytes], profile: Path) -> int:
+async def _port(process: asyncio.subprocess.Process, profile: Path) -> int:
     """The port that the browser has taken, once it says so."""
     said = profile / "DevToolsActivePort"
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if process.returncode is not None:
             raise BrowserError(f"the browser left with {process.returncode}")
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(said.read_text().splitlines()[0])

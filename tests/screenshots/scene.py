@@ -95,6 +95,7 @@ def web(folder: Path, controlplane: ControlPlane, own: Path) -> Iterator[Scene]:
     """The scene, with mitmweb."""
     policies = demo.write_policies(folder / "policies")
     (policies / "people.yaml").write_text(ON_RECORD)
-    arguments = ["--kubeconfig", str(own), "--policies", str(policies), "--web", f"127.0.0.1:{gateway.free_port()}"]  # fmt: skip
+    port = gateway.free_port()
+    arguments = ["--kubeconfig", str(own), "--policies", str(policies), "--web", f"127.0.0.1:{port}"]
     with gateway.running(folder, *arguments, command="web") as running:
         yield Scene(folder, controlplane, running)

@@ -131,5 +131,7 @@ def svg(transcript: str, title: str, columns: int) -> str:
     console = Console(record=True, width=columns, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     for line in transcript.rstrip("\n").split("\n"):
         console.print(Text.from_ansi(line), overflow="fold", highlight=False)
-    made = console.export_svg(title=title, theme=THEME, code_format=FORMAT, unique_id="terminal", font_aspect_ratio=0.61)
+    made = console.export_svg(
+        title=title, theme=THEME, code_format=FORMAT, unique_id="terminal", font_aspect_ratio=0.61
+    )
     return "\n".join(line.rstrip() for line in made.splitlines() if line.strip()) + "\n"
