@@ -3,6 +3,7 @@ The commands in the documentation, as they stand there: those of fenced blocks, 
 """
 
 import re
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ def inline(page: Path) -> list[Command]:
 
 
 def _lines(block: str) -> list[str]:
+    block = textwrap.dedent(block)  # it may belong to an item of a list
     documents = [match[0] for match in _HEREDOC.finditer(block)]
     rest = _HEREDOC.sub("", block).splitlines()
     if any(line.startswith("$ ") for line in rest):  # the others are what was answered

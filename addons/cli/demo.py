@@ -75,7 +75,7 @@ def commands(kubectl: str, agent: Path, engineer: Path, approver: Path) -> str:
     lines = (
         (f"{as_agent} get pods -A", "passes: agents may read"),
         (f"{as_agent} scale deployment web -n shop --replicas=2", "passes: shop is the agent's to work in"),
-        (f"{as_agent} get secret db-password -n shop -o yaml", "refused: agents may not read Secrets"),
+        (f"{as_agent} delete configmap checkout-critical -n prod-web", "refused: it is critical, and an agent asks"),
         (
             f"{as_agent} delete namespace shop",
             f"waits 25 s for a human to say yes, then it is refused. In another terminal:\n  #    {decide}",
@@ -146,12 +146,17 @@ def running_gateway(folder: Path, own: Path, listen: str, port: int) -> Iterator
 def main(argv: Sequence[str]) -> None:
     p = argparse.ArgumentParser(
         prog="./run.sh demo",
-        description="Start a throwaway Kubernetes control plane and the gateway in front of it, and print commands "
-        "to try. The first start builds the control plane (some minutes, needs Go or fetches it); later ones "
-        "take seconds. Ctrl-C ends everything; nothing outside the state folder is touched.",
+        description="Start a throwaway Kubernetes control plane and the gateway in front of it, and print commands\n"
+        "to try. The first start builds the control plane (some minutes, needs Go or fetches it); later ones\n"
+        "take seconds.\nCtrl-C ends everything; nothing outside the state folder is touched.",
+        epilog="  ./run.sh demo\n  ./run.sh demo --listen 127.0.0.1:9443\n\n"
+        "Exit status: 0 after Ctrl-C, 1 when it could not start (the sentence says why).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--listen", default="127.0.0.1:8443", help="where the gateway listens (default: %(default)s)")
-    p.add_argument("--state", default=str(state_default() / "demo"), help="where the demo's files go")
+    p.add_argument("--listen", default="127.0.0.1:8443", metavar="HOST:PORT",
+                   help="where the gateway listens (default: %(default)s)")  # fmt: skip
+    p.add_argument("--state", default=str(state_default() / "demo"), metavar="DIR",
+                   help="where the demo's files go (default: %(default)s)")  # fmt: skip
     args = p.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:

@@ -20,7 +20,7 @@ from addons.cli import demo
 from addons.net import store
 from addons.net.store import SqliteStore
 from tests.cluster.controlplane import base_environment
-from tests.e2e import gateway
+from tests.e2e import gateway, policies
 from tests.e2e.test_approvals import Stage
 
 pytestmark = pytest.mark.e2e
@@ -79,7 +79,7 @@ RECORDED = {
     "./run.sh backtest --policies NEW PATH…": "",
     "./run.sh backtest --policies NEW PATH": "",
     "./run.sh replay SESSION --onto KUBECONFIG": "",
-    "mitmweb -nr recordings/…/flows.mitm": "checkout-critical",
+    "mitmweb -nr recordings/…/flows.mitm": "403 Forbidden",
 }
 STATE = {
     "./run.sh backup /backups/tollgate-2026-07-28": "",
@@ -91,6 +91,12 @@ BY_KUBECTL = (
     "kubectl get revocations -w",
     'kubectl delete revocation stop-1a2b3c4d --token "$(cat approver-token)"',
 )
+ASKS = f"""{policies.EVERYTHING.rstrip()}
+- name: leases
+  action: hold
+  match: {{resources: [leases.coordination.k8s.io], verbs: [delete]}}
+  approval: {{groups: ["{demo.APPROVERS}"]}}
+"""
 BLOCKED = "kubectl delete configmap checkout-critical -n prod-web"
 DEMO = "./run.sh demo"
 LINES = {*POLICIES, *CLIENTS, *REVOCATIONS, *ASKING, *MASKED, *RECORDED, *STATE, *BY_KUBECTL, BLOCKED, DEMO}
@@ -213,12 +219,21 @@ def test_asking(stage, desk, controlplane, tmp_path):
         controlplane.request("DELETE", "/api/v1/namespaces/web")
 
 
-def test_masking(open_gateway, desk, controlplane, agent_token):
+@pytest.fixture
+def masking(gateway_kubeconfig, tmp_path):
+    """A gateway that lets agents read Secrets, masked; with somebody who could be asked about writes."""
+    (tmp_path / "policy.yaml").write_text(ASKS)
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(tmp_path / "policy.yaml")]
+    with gateway.running(tmp_path / "masking", *arguments) as one:
+        yield one
+
+
+def test_masking(masking, desk, controlplane, agent_token):
     path = "/api/v1/namespaces/shop/secrets/db"
     controlplane.api("POST", path.rpartition("/")[0], {"metadata": {"name": "db"}, "stringData": {"password": "p4ss"}})
     try:
         for line, said in MASKED.items():
-            done = desk.run(line, kubeconfig=open_gateway.kubeconfig("documented", agent_token, "shop"))
+            done = desk.run(line, kubeconfig=masking.kubeconfig("documented", agent_token, "shop"))
             assert said in done.stdout + done.stderr, line
     finally:
         controlplane.request("DELETE", path)
