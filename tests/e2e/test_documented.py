@@ -22,6 +22,7 @@ from addons.net.store import SqliteStore
 from tests.cluster.controlplane import base_environment
 from tests.e2e import gateway, policies
 from tests.e2e.test_approvals import Stage
+from tests.screenshots.terminal import Program
 
 pytestmark = pytest.mark.e2e
 
@@ -35,8 +36,6 @@ POLICIES = {
     "./run.sh policy explain --user agent -- delete pod web-1 -n shop": "no rule",
     "./run.sh policy schema": '"$schema"',
     "./run.sh policy reference": "# Policy reference",
-    "./run.sh policy check PATH": "good: ",
-    "./run.sh policy test PATH": " 0 failed",
     "./run.sh policy explain --user ann --groups dev -- delete pod web-1 -n shop": "no rule",
     """echo '{"method": "DELETE", "url": "/api/v1/namespaces/shop/pods/web-1"}' | ./run.sh classify""": '"delete"',
 }
@@ -138,12 +137,17 @@ class Desk:
             capture_output=True, text=True, timeout=LIMIT,
         )  # fmt: skip
 
+    def until(self, line, text, kubeconfig):
+        """A line that runs until somebody ends it: it is ended once it has said this."""
+        with Program(["sh", "-c", line], self.folder, self.environment | {"KUBECONFIG": str(kubeconfig)}, 200) as one:
+            one.wait_for(text)
+
 
 @pytest.fixture(scope="module")
 def stage(gateway_kubeconfig, controlplane, tmp_path_factory):
     """The demo's gateway."""
     folder = tmp_path_factory.mktemp("documented")
-    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(demo.write_policies(folder / "policies"))]
+    arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(policies.patient(folder / "policies"))]
     with gateway.running(folder, *arguments) as one:
         stage = Stage(one, controlplane)
         blocked = stage.kubectl(stage.agent, *shlex.split(BLOCKED)[1:])
@@ -169,7 +173,7 @@ def own(controlplane, gateway_kubeconfig, tmp_path):
 
 @pytest.mark.parametrize("line", POLICIES)
 def test_policies(line, own):
-    done = own.run(line.replace("PATH", "policies/packs/workloads.yaml"))
+    done = own.run(line)
     assert done.returncode == 0, done.stderr
     assert POLICIES[line] in done.stdout
 
@@ -202,7 +206,7 @@ def test_asking(stage, desk, controlplane, tmp_path):
     asks = stage.begin(stage.agent, *shlex.split(create)[1:], out=tmp_path / "out")
     try:
         name = stage.pending("create namespace web")["metadata"]["name"]
-        assert name in desk.run(f"timeout 3 {watch}", kubeconfig=stage.approver).stdout
+        desk.until(watch, name, stage.approver)
         assert (
             "create namespace web"
             in desk.run(describe.replace("apr-7f3kq2m9xd", name), kubeconfig=stage.approver).stdout
@@ -279,7 +283,7 @@ def test_the_kill_switch_by_kubectl(stage, desk):
     name = re.search(r"stop-\w+", made.stdout)[0]
     (desk.folder / "approver-token").write_text(stage.approver_token)
     try:
-        assert name in desk.run(f"timeout 3 {watch}", kubeconfig=stage.engineer).stdout
+        desk.until(watch, name, stage.engineer)
         assert "stopped here" in stage.kubectl(stage.agent, "get", "pods", "-n", "shop").stderr
     finally:
         lifted = desk.run(delete.replace("stop-1a2b3c4d", name), kubeconfig=stage.engineer)
@@ -315,7 +319,8 @@ def test_the_demo(controlplane, tmp_path):  # the fixture, so that the programs 
                 deny(tmp_path, home)
             printed, _ = begun.communicate(timeout=LIMIT)
             assert (begun.returncode == 0) is (expected == "passes"), f"{line}: {printed}"
-            assert expected != "waits" or "denied approval apr-" in printed
+            # Usually by the no; on a machine that is very busy since nobody has said anything yet.
+            assert expected != "waits" or "rule agents/delete-namespace holds this" in printed
     finally:
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from addons.cli import demo
 from tests.cluster.controlplane import ControlPlane
-from tests.e2e import gateway
+from tests.e2e import gateway, policies
 from tests.screenshots.terminal import Program
 
 # People's answers stream through and mitmweb has no copy of them, unless a rule wants them on record.
@@ -93,9 +93,9 @@ def prompt(who: str, line: str) -> str:
 @contextlib.contextmanager
 def web(folder: Path, controlplane: ControlPlane, own: Path) -> Iterator[Scene]:
     """The scene, with mitmweb."""
-    policies = demo.write_policies(folder / "policies")
-    (policies / "people.yaml").write_text(ON_RECORD)
+    rules = policies.patient(folder / "policies")
+    (rules / "people.yaml").write_text(ON_RECORD)
     port = gateway.free_port()
-    arguments = ["--kubeconfig", str(own), "--policies", str(policies), "--web", f"127.0.0.1:{port}"]
+    arguments = ["--kubeconfig", str(own), "--policies", str(rules), "--web", f"127.0.0.1:{port}"]
     with gateway.running(folder, *arguments, command="web") as running:
         yield Scene(folder, controlplane, running)
