@@ -68,6 +68,15 @@ def test_every_message_is_one_that_the_code_has(text):
 
 
 SENTENCES = sentences()
+AT_THE_START = re.findall(
+    r"(?m)^\| `([^`]+)`", TROUBLESHOOTING.split("\n### When the gateway does not start\n")[1].split("\n## ")[0]
+)
+
+
+@pytest.mark.parametrize("text", AT_THE_START)
+def test_every_message_of_a_start_is_one_that_the_code_has(text):
+    assert len(AT_THE_START) > 10
+    assert text in SENTENCES or text in (ROOT / "run.sh").read_text()
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
