@@ -20,14 +20,16 @@ _HEREDOC = re.compile(r"(?m)^[^\n]*<<(\w+)\n.*?^\1$", re.DOTALL)
 class Command(NamedTuple):
     page: str
     line: str  # without the prompt and the comment; a here-document has more lines
+    marked: bool = False  # the paragraph before it says *not run here*, and why
 
 
 def fenced(page: Path) -> list[Command]:
     """The commands of the blocks that are for a shell."""
-    found = []
-    for kind, block in _BLOCK.findall(page.read_text(encoding="utf-8")):
-        if kind in ("", "sh", "console"):
-            found += [Command(str(page.relative_to(ROOT)), line) for line in _lines(block)]
+    found, text = [], page.read_text(encoding="utf-8")
+    for block in _BLOCK.finditer(text):
+        if block[1] in ("", "sh", "console"):
+            marked = "*not run here*" in text[: block.start()].rstrip().rpartition("\n\n")[2]
+            found += [Command(str(page.relative_to(ROOT)), line, marked) for line in _lines(block[2])]
     return found
 
 

@@ -54,11 +54,18 @@ def by_its_page(command):
 
 @pytest.mark.parametrize("command", FENCED, ids=lambda command: f"{command.page}: {command.line[:60]}")
 def test_every_command_is_run_or_says_why_not(command):
-    assert command.line in RUN or by_its_page(command)
+    assert command.line in RUN or command.marked or by_its_page(command)
 
 
 def test_no_entry_is_stale():
     assert not RUN - {command.line for command in FENCED}
+
+
+def test_a_block_that_says_so_is_marked(tmp_path, monkeypatch):
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("Run:\n\n```\n./run.sh a\n```\n\nBy Docker (*not run here*):\n\n```\ndocker b\n```\n")
+    assert documented.fenced(page) == [("page.md", "./run.sh a", False), ("page.md", "docker b", True)]
 
 
 def test_they_were_found():
