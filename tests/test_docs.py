@@ -2,10 +2,13 @@
 
 import ast
 import re
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.screenshots import __main__ as screenshots
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -65,9 +68,57 @@ def test_every_message_is_one_that_the_code_has(text):
 
 
 SENTENCES = sentences()
+AT_THE_START = re.findall(
+    r"(?m)^\| `([^`]+)`", TROUBLESHOOTING.split("\n### When the gateway does not start\n")[1].split("\n## ")[0]
+)
+
+
+@pytest.mark.parametrize("text", AT_THE_START)
+def test_every_message_of_a_start_is_one_that_the_code_has(text):
+    assert len(AT_THE_START) > 10
+    assert text in SENTENCES or text in (ROOT / "run.sh").read_text()
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+# ----- pictures -----
+
+IMAGES = sorted((ROOT / "docs" / "images").iterdir())
+PICTURE_LIMIT = 200_000  # bytes
+SHOWN = {
+    (page.parent / target).resolve()
+    for page in [ROOT / "README.md", *DOCS]
+    for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text())
+}
+
+
+def test_every_picture_that_is_shown_is_there_and_every_one_that_is_there_is_shown():
+    assert {*IMAGES} <= SHOWN
+    assert not [path for path in SHOWN if not path.is_file()]
+
+
+def test_the_script_takes_all_of_them():
+    assert {path.name for path in IMAGES} == {*screenshots.TERMINALS, *screenshots.PAGES}
+
+
+@pytest.mark.parametrize("picture", IMAGES, ids=lambda path: path.name)
+def test_a_picture_is_small_and_what_its_name_says(picture):
+    data = picture.read_bytes()
+    assert len(data) < PICTURE_LIMIT
+    if picture.suffix == ".png":
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    else:
+        assert picture.suffix == ".svg"
+        assert ET.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"  # noqa: S314 (our own file)
+
+
+@pytest.mark.parametrize("picture", [path for path in IMAGES if path.suffix == ".svg"], ids=lambda path: path.name)
+def test_a_picture_shows_nothing_of_the_machine_and_fetches_nothing(picture):
+    text = picture.read_text()
+    assert not re.findall(r"/(?:root|home|tmp|Users|work)/|eyJ|canary-|<script|<image|@import|url\((?!#)", text)
+    assert text.count("http://www.w3.org/2000/svg") == 1
+    assert [*re.findall(r"https?://(?!127\.0\.0\.1|www\.w3\.org/2000/svg)", text)] == []

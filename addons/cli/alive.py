@@ -36,7 +36,10 @@ def trouble(host: str, port: int, limit: float = LIMIT) -> str:
 
 def main(argv: Sequence[str]) -> int:
     p = argparse.ArgumentParser(
-        prog="./run.sh alive", description="Exit with 0 when the gateway answers, else with 1 and a sentence."
+        prog="./run.sh alive",
+        description="Whether a gateway answers, for health checks: a request without a token, which it must refuse.",
+        epilog="  ./run.sh alive --listen 127.0.0.1:8443\n\nExit status: 0 when it answers, 1 when not.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     given = os.environ.get("TOLLGATE_LISTEN", "127.0.0.1:8443")
     p.add_argument("--listen", default=given, metavar="HOST:PORT", help="as of serve (default: %(default)s)")

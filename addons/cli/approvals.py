@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         if name not in ("list", "watch"):
             c.add_argument("name", metavar="NAME", help="of the approval, or accessrequest/NAME")
         if name in ("list", "show"):
-            c.add_argument("-o", "--output", choices=("text", "json"), default="text")
+            c.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
         if name == "list":
             c.add_argument("--all", action="store_true", help="also what is over")
         if name in ("approve", "deny"):

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,22 @@ _DESCRIPTIONS = {
     "or not used yet is void then and every grant has ended: each may have been used since. What was revoked or spent "
     "since stays so, and the state before is kept beside it.",
 }
+_FILES = {"backup": "a new file", "restore": "what backup has made"}
+_EXITS = "\n\nExit status: 0 done, 1 not done (the sentence says why)."
+_EPILOGS = {
+    "backup": f"  ./run.sh backup /backups/tollgate-2026-07-28{_EXITS}",
+    "restore": f"  ./run.sh restore /backups/tollgate-2026-07-28{_EXITS}",
+}
 
 
 def main(command: str, arguments: Sequence[str], out: TextIO | None = None, err: TextIO | None = None) -> int:
-    p = argparse.ArgumentParser(prog=f"./run.sh {command}", description=_DESCRIPTIONS[command])
-    p.add_argument("file", metavar="FILE")
+    p = argparse.ArgumentParser(
+        prog=f"./run.sh {command}",
+        description=textwrap.fill(_DESCRIPTIONS[command], 79),
+        epilog=_EPILOGS[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("file", metavar="FILE", help=_FILES[command])
     p.add_argument(
         "--state",
         default=os.environ.get("TOLLGATE_STATE") or str(state_default()),

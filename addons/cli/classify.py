@@ -28,7 +28,9 @@ apiVersion, namespace, resource, subresource, name, parts, isResourceRequest, pa
 labelSelector), where name is also that of a posted object; and impact (the worst first), dryRun,
 uses, kind, mediaType, upgrade, command, session. A request that the gateway would refuse at this
 point gives {"refused": 400, "cause": "path-not-canonical", "message": "..."}; a line that is no
-request gives {"error": "..."}, and the exit status is then 1.
+request gives {"error": "..."}.
+
+Exit status: 0, or 1 when a line was no request.
 
   echo '{"method": "DELETE", "url": "/api/v1/namespaces/shop"}' | ./run.sh classify
 """
@@ -40,7 +42,7 @@ class NotARequest(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="run.sh classify",
+        prog="./run.sh classify",
         description="Say what requests are, as the gateway sees them.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,

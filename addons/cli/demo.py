@@ -75,7 +75,7 @@ def commands(kubectl: str, agent: Path, engineer: Path, approver: Path) -> str:
     lines = (
         (f"{as_agent} get pods -A", "passes: agents may read"),
         (f"{as_agent} scale deployment web -n shop --replicas=2", "passes: shop is the agent's to work in"),
-        (f"{as_agent} get secret db-password -n shop -o yaml", "refused: agents may not read Secrets"),
+        (f"{as_agent} delete configmap checkout-critical -n prod-web", "refused: it is critical, and an agent asks"),
         (
             f"{as_agent} delete namespace shop",
             f"waits 25 s for a human to say yes, then it is refused. In another terminal:\n  #    {decide}",
@@ -107,15 +107,20 @@ def wait_open(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     raise DemoError(f"the gateway did not open its port in {START_SECONDS} s; see {log}")
 
 
+def write_policies(folder: Path) -> Path:
+    """The default policy and the demo's own."""
+    files.private_folder(folder)
+    (folder / "demo.yaml").write_text(POLICY)
+    # As an owner would edit it: whoever may approve here.
+    default = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
+    (folder / "default.yaml").write_text(default.replace("platform-oncall", f'"{APPROVERS}"'), encoding="utf-8")
+    return folder
+
+
 @contextlib.contextmanager
 def running_gateway(folder: Path, own: Path, listen: str, port: int) -> Iterator[Path]:
     """The gateway as a child process, with the default policy and the demo's own. Yields its log."""
-    policies = folder / "policies"
-    files.private_folder(policies)
-    (policies / "demo.yaml").write_text(POLICY)
-    # As an owner would edit it: whoever may approve here.
-    default = (ROOT / "policies" / "default.yaml").read_text(encoding="utf-8")
-    (policies / "default.yaml").write_text(default.replace("platform-oncall", f'"{APPROVERS}"'), encoding="utf-8")
+    policies = write_policies(folder / "policies")
     log = folder / "gateway.log"
     arguments = ["serve", "--listen", listen, "--kubeconfig", str(own), "--state", str(folder / "state"),
                  "--recordings", str(folder / "recordings"),
@@ -141,12 +146,17 @@ def running_gateway(folder: Path, own: Path, listen: str, port: int) -> Iterator
 def main(argv: Sequence[str]) -> None:
     p = argparse.ArgumentParser(
         prog="./run.sh demo",
-        description="Start a throwaway Kubernetes control plane and the gateway in front of it, and print commands "
-        "to try. The first start builds the control plane (some minutes, needs Go or fetches it); later ones "
-        "take seconds. Ctrl-C ends everything; nothing outside the state folder is touched.",
+        description="Start a throwaway Kubernetes control plane and the gateway in front of it, and print commands\n"
+        "to try. The first start builds the control plane (some minutes, needs Go or fetches it); later ones\n"
+        "take seconds.\nCtrl-C ends everything; nothing outside the state folder is touched.",
+        epilog="  ./run.sh demo\n  ./run.sh demo --listen 127.0.0.1:9443\n\n"
+        "Exit status: 0 after Ctrl-C, 1 when it could not start (the sentence says why).",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--listen", default="127.0.0.1:8443", help="where the gateway listens (default: %(default)s)")
-    p.add_argument("--state", default=str(state_default() / "demo"), help="where the demo's files go")
+    p.add_argument("--listen", default="127.0.0.1:8443", metavar="HOST:PORT",
+                   help="where the gateway listens (default: %(default)s)")  # fmt: skip
+    p.add_argument("--state", default=str(state_default() / "demo"), metavar="DIR",
+                   help="where the demo's files go (default: %(default)s)")  # fmt: skip
     args = p.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:

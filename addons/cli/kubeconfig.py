@@ -13,6 +13,14 @@ from addons.core import approvals, tokens
 
 ORDINARY, APPROVER = "tollgate", approvals.AUDIENCE  # names in the file, so that two can be merged; also the audiences
 
+EPILOG = """\
+  ./run.sh kubeconfig --token-file /var/run/secrets/tollgate/token > agent.kubeconfig
+  ./run.sh kubeconfig --exec kubectl -- oidc-login get-token --oidc-issuer-url=URL --oidc-client-id=tollgate
+  ./run.sh kubeconfig --passthrough > passthrough.kubeconfig
+  ./run.sh kubeconfig --approver
+
+Exit status: 0, or 1 when there is none (the sentence says why); --approver alone only explains, and is 1.
+"""
 HOW_TO_APPROVE = f"""\
 a decision on an approval needs a token with the audience {APPROVER}, fresh from a login. Say where it comes from:
   ./run.sh kubeconfig --approver --exec kubectl -- oidc-login get-token --oidc-issuer-url=URL \\
@@ -84,9 +92,10 @@ def check_audience(path: Path, wanted: str) -> None:
 def main(argv: Sequence[str]) -> None:
     p = argparse.ArgumentParser(
         prog="./run.sh kubeconfig",
-        description="Print a kubeconfig for a client of the gateway, with the gateway's CA in it. The token comes "
+        description="Print a kubeconfig for a client of the gateway, with the gateway's CA in it. The token comes\n"
         "from a file that is re-read (a projected ServiceAccount token) or from an exec plugin (kubectl oidc-login).",
-        epilog="example: ./run.sh kubeconfig --token-file /var/run/secrets/tollgate/token > agent.kubeconfig",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--server", default="https://127.0.0.1:8443", help="the gateway (default: %(default)s)")
     p.add_argument("--state", default=str(state_default()), help="the gateway's state folder, for its CA")

@@ -36,6 +36,8 @@ HELP = """\
   ./run.sh policy test policies/packs/workloads.yaml
   ./run.sh policy explain --user ann --groups dev,oncall -- delete pod web-1 -n shop
   ./run.sh policy explain --user ann -- get --raw /metrics
+
+Exit status: 0 good, 1 a mistake, a case that failed, or a file that cannot be read; 2 an option is not known.
 """
 _COLOURS = {"allow": "32", "hold": "33", "deny": "31", "none": "2", "ok": "32", "FAILED": "1;31"}
 

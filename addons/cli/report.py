@@ -21,6 +21,8 @@ everything it needs; nothing is fetched when it is opened.
 
   ./run.sh report > report.html
   ./run.sh report --since 2026-11-24 --policies policies/ --out report.html
+
+Exit status: 0, or 1 when there is no page (the sentence says why).
 """
 
 

@@ -81,11 +81,11 @@ def _parser(command: str) -> argparse.ArgumentParser:
         "--operator", default=os.environ.get("TOLLGATE_OPERATOR", ""), metavar="NAME", help="your name, for the record"
     )
     if command == "lift":
-        p.add_argument("name", metavar="NAME")
+        p.add_argument("name", metavar="NAME", help="of the revocation, as list shows it")
         return p
     if command == "list":
         p.add_argument("--all", action="store_true", help="also what is over")
-        p.add_argument("-o", "--output", choices=("text", "json"), default="text")
+        p.add_argument("-o", "--output", choices=("text", "json"), default="text", help="default: text")
         return p
     p.add_argument("--user", default="", metavar="NAME", help="an identity, as the log and approvals name it")
     p.add_argument("--token-id", default="", metavar="ID", help="one token: its jti, or credentialID of an approval")

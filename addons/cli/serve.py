@@ -13,6 +13,7 @@ import resource
 import shlex
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,33 @@ _SECRET_STATE = (
     *("tls/*.key", "tls/*.pem", "upstream/*.pem", "mask.key", "recording.key", "state.db*"),
     "mitmproxy/mitmproxy-ca.p*",
 )
+_GATEWAY_EXITS = """
+Exit status: 0 when it was stopped (Ctrl-C, SIGTERM), 1 when it could not start (the sentence says why),
+2 when an option is not known.
+"""
+_EPILOGS = {
+    "serve": f"""\
+  ./run.sh serve
+  ./run.sh serve --listen 0.0.0.0:8443 --policies policies:policies/packs/workloads.yaml
+  ./run.sh serve --observe
+  ./run.sh serve -- --set tollgate_source_rate=50
+  ./run.sh serve --print
+{_GATEWAY_EXITS}""",
+    "web": f"""\
+  ./run.sh web
+  ./run.sh web --listen 0.0.0.0:8443 --web 127.0.0.1:8081
+{_GATEWAY_EXITS}""",
+    "doctor": """\
+  ./run.sh doctor
+  ./run.sh doctor --kubeconfig gateway.kubeconfig --auditor ~/.kube/config --strict
+  ./run.sh doctor --rbac > enough.yaml
+
+Exit status: 0 good, 1 something to do, 2 could not run.
+""",
+}
 BODY_LIMIT = "3m"  # the API server's own limit for request bodies (MaxRequestBodyBytes)
+# Of mitmweb's list: the comment, which has the verdict and the rule, in place of whether there was TLS (always).
+WEB_COLUMNS = ("icon", "method", "path", "status", "size", "time", "comment")
 
 
 class UsageError(Exception):
@@ -66,14 +93,16 @@ def parser(command: str) -> argparse.ArgumentParser:
         "serve": "Run the gateway before the cluster of your kubeconfig (or of this pod), as mitmdump.",
         "web": "The same as serve, with mitmproxy's web interface to watch the traffic.",
         "doctor": "Check what serve would run with, and what could be done with the gateway's own credential. "
-        "Exit code: 0 good, 1 something to do, 2 could not run. It takes the options of serve and changes nothing.",
+        "It takes the options of serve and changes nothing.",
     }
+    common = " Each option can also be given as an environment variable TOLLGATE_…, e.g. TOLLGATE_TLS_CERT."
+    if command != "doctor":
+        common += " What follows -- goes to mitmproxy."
     p = argparse.ArgumentParser(
         prog=f"./run.sh {command}",
-        description=described[command] + " Each option can also be given as an environment variable TOLLGATE_…, "
-        "e.g. TOLLGATE_TLS_CERT. What follows -- goes to mitmproxy.",
-        epilog=f"example: ./run.sh {command} --listen 0.0.0.0:8443 --policies policies/"
-        + ("" if command == "doctor" else " -- --set tollgate_source_rate=50"),
+        description=textwrap.fill(described[command] + common, 79),
+        epilog=_EPILOGS[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
     def option(name: str, default: str | None, text: str, **more: object) -> None:
@@ -278,6 +307,9 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         argv += ["--set", f"tollgate_forward_extra={key.strip()}"]
     for target in filter(None, args.ship.split(",") if "record" in chosen.addons else ()):
         argv += ["--set", f"tollgate_ship={target.strip()}"]
+    if command == "web" and not any("web_columns=" in one for one in rest):
+        for column in WEB_COLUMNS:
+            argv += ["--set", f"web_columns={column}"]
     # Beside the choice: what is shown to people is masked even in a stack without mask (screens are nobody's
     # clients); and metrics last, on which nothing depends.
     view = ("view",) if command == "web" else ()

@@ -17,6 +17,8 @@ from addons.net.recordings import RecordingError
 EPILOG = """\
   ./run.sh sessions --user agent-ci --since 2026-11-24
   ./run.sh show 14-03-22-k3j9x2a1
+
+Exit status: 0, or 1 when something could not be read (the sentence says what).
 """
 
 

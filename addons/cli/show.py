@@ -19,6 +19,8 @@ SESSION is what `./run.sh sessions` prints, its id, or a folder.
   ./run.sh show 14-03-22-k3j9x2a1
   ./run.sh show --changes k3j9x2a1         # only what changed something or was refused
   ./run.sh show --curl k3j9x2a1            # each request as a curl command line
+
+Exit status: 0, or 1 when there is no such session or it could not be read.
 """
 _COLOURS = {"allow": "green", "hold": "yellow", "deny": "red"}
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str], out: TextIO | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("session", metavar="SESSION")
+    p.add_argument("session", metavar="SESSION", help="which one, see below")
     p.add_argument("--recordings", type=Path, default=recordings_default(), metavar="DIR", help="default: %(default)s")
     p.add_argument("--changes", action="store_true", help="leave out requests that only read")
     p.add_argument("--no-diff", action="store_true", help="leave out what the objects were and became")

@@ -58,6 +58,9 @@ _NOTHING = ContentviewResult(
     text="Content is shown when the exchange is over.", syntax_highlight="none", view_name=None, description=""
 )
 
+# In mitmweb's list a comment has 150 pixels, which is no room for a verdict. It allows styles within the page.
+_WIDE_COMMENTS = b"<style>.flow-table :is(th, td).col-comment { width: 38%; text-align: left }</style>"
+
 
 def show_end(flow: mitmflow.Flow) -> None:
     """The exchange is over: in the list of flows its copy takes its place."""
@@ -190,6 +193,14 @@ def _flow_to_json(original: Any) -> Any:
     return flow_to_json
 
 
+def _render_string(original: Any) -> Any:
+    def render_string(self: app.IndexHandler, template_name: str, **values: Any) -> bytes:
+        page: bytes = original(self, template_name, **values)
+        return page.replace(b"</head>", _WIDE_COMMENTS + b"</head>")
+
+    return render_string
+
+
 def _logentry_to_json(original: Any) -> Any:
     def logentry_to_json(entry: Any) -> dict[str, Any]:
         found: dict[str, Any] = original(entry)
@@ -217,6 +228,8 @@ def apply() -> None:
     handler: Any = app.RequestHandler
     handler.flow = property(_flow_of(handler.flow.fget))
     static_viewer.StaticViewer.export = _export_static(static_viewer.StaticViewer.export)
+    index: Any = app.IndexHandler
+    index.render_string = _render_string(index.render_string)
     _apply_to_console()
 
 

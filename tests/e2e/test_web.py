@@ -1,5 +1,6 @@
 """`./run.sh web`: the same gateway in mitmweb, and no credential in what its interface shows."""
 
+import json
 import re
 import urllib.request
 
@@ -42,3 +43,10 @@ def test_no_credential_is_shown(web, agent_token, gateway_kubeconfig):
 def test_a_refused_request_shows_no_credential_either(web):
     client.request(web.port, web.ca_file, "GET", "/api/v1/refused", token="a-refused-token")
     assert "a-refused-token" not in interface(web, "/flows")
+
+
+def test_the_list_has_room_for_verdicts(web):
+    page = interface(web, "/")
+    assert "col-comment" in page
+    assert page.index("col-comment") < page.index("</head>")
+    assert json.loads(interface(web, "/options"))["web_columns"]["value"][-1] == "comment"

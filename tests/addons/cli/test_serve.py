@@ -80,6 +80,17 @@ def test_web(plan):
     assert scripts(plan("--only", "authenticate,upstream", command="web"))[-2:] == ["view.py", "engine.py"]
 
 
+def columns(made):
+    return [a.rpartition("web_columns=")[2] for a in made.argv if "web_columns=" in a]
+
+
+def test_the_list_of_mitmweb_has_the_comments(plan):
+    assert columns(plan(command="web")) == [*serve.WEB_COLUMNS]
+    assert "comment" in serve.WEB_COLUMNS
+    assert columns(plan()) == []
+    assert columns(plan(command="web", extra=("--set", "web_columns=path"))) == ["path"]
+
+
 def test_every_option_has_an_environment_variable(monkeypatch):
     monkeypatch.setenv("TOLLGATE_UPSTREAM_IDENTITY", "gateway")
     monkeypatch.setenv("TOLLGATE_OBSERVE", "1")

@@ -22,7 +22,7 @@ POINTS = [
     (view.View, "add"), (view.View, "update"), (command.Command, "prepare_args"), (FlowWriter, "add"),
     (FilteredFlowWriter, "add"), (savehar.SaveHar, "flow_entry"), (contentviews, "prettify_message"),
     (app, "flow_to_json"), (static_viewer, "flow_to_json"), (app, "logentry_to_json"), (app.RequestHandler, "flow"),
-    (static_viewer.StaticViewer, "export"),
+    (static_viewer.StaticViewer, "export"), (app.IndexHandler, "render_string"),
     *((one, "__call__") for one in (*flowfilter.filter_unary, *flowfilter.filter_rex, *flowfilter.filter_int)),
 ]  # fmt: skip
 VALUES = [PASSWORD, TOKEN.encode()]
