@@ -44,7 +44,7 @@ from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.recordable import Content
 from addons.core.recordedstream import RecordedStream
-from addons.mitm import answers, cutting, flowcopies, options, recordcopies, seal
+from addons.mitm import answers, cutting, flowcopies, meters, options, recordcopies, seal
 from addons.net import apiserver, housekeeping, maskkeys, maskpatterns, objects, recordfiles, shipping, spool
 from addons.net import beforeimages as fetching
 from addons.net.recorder import Grow, Record, Recorder
@@ -211,6 +211,7 @@ class RecordAddon:
         self.housekeeper = housekeeping.Housekeeper(self.recorder, keeping)
 
     def running(self) -> None:
+        meters.offer(self.name, self.readings)
         loop = asyncio.get_running_loop()
         self.warming = loop.create_task(self.warm(), name="tollgate record patterns")
         self.sweeper = loop.create_task(self.keep_sweeping(), name="tollgate record streams")
@@ -228,7 +229,21 @@ class RecordAddon:
         """The guard waits for it before it opens the port."""
         return self.warming is not None and self.warming.done()
 
+    def ready(self) -> bool:
+        """Without a recorder nothing passes. One that cannot write now is no reason: reads do, and it may mend."""
+        return self.recorder is not None
+
+    def readings(self) -> list[meters.Reading]:
+        if self.recorder is None:
+            return []
+        return [
+            ("record_lag_seconds", (), self.recorder.lag),
+            ("records_waiting", (), self.recorder.waiting),
+            ("record_trouble", (), bool(self.recorder.trouble)),
+        ]
+
     def done(self) -> asyncio.Task[None] | None:
+        meters.withdraw(self.name, self.readings)
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()
