@@ -19,6 +19,7 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.addonmanager import Loader
 
 from addons.core import approvals, authconfig, credentials, facts, limits, revocations, status, tokens
+from addons.core.doctor import Finding
 from addons.core.model import Identity
 from addons.mitm import answers, cutting, meters, options, people
 from addons.net import apiserver, issuers, revoking, store
@@ -220,7 +221,16 @@ class Authenticate:
 
     def readings(self) -> list[meters.Reading]:
         in_force = self.register.in_force if self.register is not None else 0
-        return [("exchanges_open", (), len(self.tokens)), ("revocations_in_force", (), in_force)]
+        ages = self.authenticator.key_ages() if self.authenticator is not None else {}
+        return [
+            ("exchanges_open", (), len(self.tokens)),
+            ("revocations_in_force", (), in_force),
+            *(("issuer_keys_age_seconds", (issuer,), age) for issuer, age in ages.items()),
+        ]
+
+    def findings(self) -> list[Finding]:
+        """For the doctor of the running gateway."""
+        return self.authenticator.findings() if self.authenticator is not None else []
 
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
