@@ -271,7 +271,8 @@ class Guard:
         known.started = time.monotonic()
         # The id that its record and the API server's audit log have as well.
         known.audit_id = str(uuid.uuid4())
-        logs.about(known.audit_id)
+        known.about = logs.About(known.audit_id, flow.request.headers.fields)
+        logs.about(known.about)
         try:
             if self.broken:
                 raise status.Refused(503, "gateway-misconfigured", NOT_JUDGED.message)
@@ -285,7 +286,7 @@ class Guard:
     def request(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
         """Not a coroutine but where a person wants to see it first: mitmproxy awaits what it gets."""
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         if known.answered_by:
             return None
         if intercepting.is_wanted(flow):
@@ -360,7 +361,7 @@ class Guard:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         # 304 answers If-None-Match and carries no location. Any other 3xx would send the
         # client, with its token, to a place that nobody judged (CVE-2020-8559).
         if known.released and 300 <= flow.response.status_code < 400 and flow.response.status_code != 304:
@@ -369,13 +370,13 @@ class Guard:
 
     def response(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         if known.released and not flow.websocket and not flow.response.stream:
             known.answer, flow.response = flow.response, answers.response(ANSWER_NOT_JUDGED)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         known.judged = set()
         flow.websocket.messages[-1].dropped = True  # until LastWord has seen that everyone judged it
 

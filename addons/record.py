@@ -44,7 +44,7 @@ from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.recordable import Content
 from addons.core.recordedstream import RecordedStream
-from addons.mitm import answers, cutting, flowcopies, meters, options, recordcopies, seal
+from addons.mitm import answers, cutting, flowcopies, logs, meters, options, recordcopies, seal
 from addons.net import apiserver, housekeeping, maskkeys, maskpatterns, objects, recordfiles, shipping, spool
 from addons.net import beforeimages as fetching
 from addons.net.recorder import Grow, Record, Recorder
@@ -224,6 +224,7 @@ class RecordAddon:
 
     async def warm(self) -> None:
         await asyncio.to_thread(maskpatterns.warm, ctx.options.tollgate_state)
+        logs.patterns_are_ready()
 
     def prepared(self) -> bool:
         """The guard waits for it before it opens the port."""
