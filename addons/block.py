@@ -34,7 +34,7 @@ from addons.core import (
 )
 from addons.core.doctor import Finding, Level
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
-from addons.mitm import answers, cutting, logs, meters, options, people
+from addons.mitm import answers, cutting, meters, options, people
 from addons.mitm.exchanges import connected, went_upstream
 from addons.net import apiserver, maskkeys, objects, store
 
@@ -277,8 +277,8 @@ class PolicyBlock:
         """Do what the verdict says; the rest of it, when something must be waited for."""
         known.verdict = verdict
         for observed in verdict.observed:
-            logger.info("observed: %s", logs.masked(policy.line(observed, identity, operation)))
-        logger.info("%s", logs.masked(policy.line(verdict, identity, operation)))
+            logger.info("observed: %s", policy.line(observed, identity, operation))
+        logger.info("%s", policy.line(verdict, identity, operation))
         if verdict.action is Action.DENY or (verdict.action is Action.HOLD and not self.asks):
             answers.refuse(flow, self.name, policy.refusal(verdict, identity, operation))
             return None

@@ -6,11 +6,9 @@ import time
 from mitmproxy import http
 
 from addons.core import admission, facts, limits, status
-from addons.mitm import logs
 
 logger = logging.getLogger(__name__)
 
-MAX_PATH = 2048  # characters of a path that are looked at for what must not be in the log
 MAX_SHOWN = 200  # characters of a path in the log; the rest is the client's to repeat for ever
 CREDENTIALS = ("Authorization", "Proxy-Authorization", "Cookie", "Sec-WebSocket-Protocol")
 _unknown = limits.Digest()  # refusals of nobody in particular: one line a second each, with a count
@@ -53,7 +51,7 @@ def refuse(flow: http.HTTPFlow, by: str, refusal: status.Refusal) -> None:
             refusal.code,
             f" ({count} times)" if count > 1 else "",
             flow.request.method[:20],
-            logs.masked(flow.request.path.partition("?")[0][:MAX_PATH])[:MAX_SHOWN],
+            flow.request.path.partition("?")[0][:MAX_SHOWN],
             by,
             status.one_line(refusal.message),
         )

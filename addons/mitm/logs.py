@@ -19,7 +19,7 @@ from mitmproxy.log import MitmFormatter
 from mitmproxy.utils import human, vt_codes
 
 from addons.core import masking
-from addons.core.masking import Place
+from addons.core.masktags import Place
 
 TEXT, JSON = "text", "json"
 MAX_CLAIM = 120  # characters of a User-Agent or Kubectl-Session; the client writes what it likes, as long as it likes
@@ -77,8 +77,8 @@ def patterns_are_ready() -> None:
 
 def masked(text: str) -> str:
     """
-    Text with names that a client chose: a token that came where a name belongs has its shape. As it is until
-    the patterns are there, which the port waits for.
+    A line about a request, without what has the shape of a secret: names in it are the client's, and a token may
+    stand where one belongs. As it is until the patterns are there, which the port waits for.
     """
     if not _patterns:
         return text
@@ -126,17 +126,17 @@ def about(this: About | None) -> None:
 
 
 class TextLines(MitmFormatter):
-    """mitmproxy's own lines, and at the end of each which request it is about."""
+    """mitmproxy's own lines, at the end of each which request it is about."""
 
     def format(self, record: logging.LogRecord) -> str:
         text, this = super().format(record), _about.get()
-        return f"{text} {this.words()}" if this is not None else text
+        return f"{masked(text)} {this.words()}" if this is not None else text
 
 
 class JsonLines(logging.Formatter):
     """
-    One line a record. The message is the text's own, so it says what that says and no more: nothing
-    here adds a header, a body or a token.
+    One line a record. The message is the text's own, so it says what that says and no more, but for what its
+    client claims to be: nothing here adds another header, a body or a token.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -147,6 +147,7 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         if (this := _about.get()) is not None:
+            found["message"] = masked(found["message"])
             found["request"] = this.request
             found |= {
                 key: text for key, text in (("claimedAgent", this.agent), ("claimedSession", this.session)) if text
@@ -154,7 +155,8 @@ class JsonLines(logging.Formatter):
         if client := getattr(record, "client", None):
             found["client"] = human.format_address(client)
         if record.exc_info:
-            found["exception"] = self.formatException(record.exc_info)
+            text = self.formatException(record.exc_info)
+            found["exception"] = masked(text) if this is not None else text
         return json.dumps(found)  # all in ASCII: no letter of a client's is an order to a terminal
 
 

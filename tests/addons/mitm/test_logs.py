@@ -178,3 +178,23 @@ def test_nothing_is_claimed_before_it_can_be_masked(monkeypatch):
     assert logs.masked("get pods") == "get pods"  # ours, at a start
     logs.patterns_are_ready()
     assert logs.claim(b"curl/8") == "curl/8"
+
+
+@pytest.mark.parametrize("form", [logs.TEXT, logs.JSON])
+async def test_no_line_about_a_request_has_a_token(terminal, ready, form):
+    """Whoever logs it, whatever it is: a name, a message, an exception."""
+    logs.write_as(form)
+    token = TOKEN.decode()
+
+    async def hook():
+        logs.about(logs.About("r1"))
+        logging.getLogger("addons.x").warning("refused %r", f"/api/v1/pods/{token}")
+        try:
+            raise RuntimeError(token)
+        except RuntimeError:
+            logging.getLogger("addons.x").exception("failed")
+
+    await asyncio.create_task(hook())
+    assert token not in terminal.getvalue()
+    assert terminal.getvalue().count("**masked:") >= 2
+    assert "RuntimeError" in terminal.getvalue()
