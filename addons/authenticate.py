@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ REVOKED = status.Refusal(
 STOPPING = status.Refusal(
     503, "stopping", "tollgate: the gateway is going down, so this ends here; start it again when the gateway is back"
 )
+# To a request that was not looked at, where another process has the port too: clients of client-go come again by
+# themselves, and by then find the other one.
+HANDED_OVER = replace(STOPPING, cause="handed-over", retry_after=1)
 
 
 class Authenticate:
@@ -320,7 +324,7 @@ class Authenticate:
     def refuses(self, identity: Identity) -> status.Refusal | None:
         """Why this identity gets nothing although its token is good, or None."""
         if self.stopping:
-            return STOPPING
+            return HANDED_OVER if getattr(ctx.options, "tollgate_reuse_port", False) else STOPPING
         if self.register is None:
             return revoking.UNKNOWN
         if self.departed is not None and not self.departed.owners.isdisjoint(

@@ -152,6 +152,13 @@ class Guard:
             "refused without a reason. 0: no limit.",
         )
         loader.add_option(
+            "tollgate_reuse_port",
+            bool,
+            False,
+            "Share the port with another process of the same user (SO_REUSEPORT), so that a new gateway can take over "
+            "from an old one. Default: whoever listens there has it alone.",
+        )
+        loader.add_option(
             "tollgate_log",
             str,
             logs.TEXT,
@@ -200,6 +207,9 @@ class Guard:
         # A start that failed elsewhere: other addons may take a moment to end, and no port opens meanwhile.
         if self.opening is not None:
             self.opening.cancel()
+        if ctx.master.should_exit.is_set() and ctx.options.tollgate_reuse_port:
+            # Whoever comes now is the other process's. Alone it goes on to listen, and says that it goes down.
+            listening.stop(ctx.master.addons.get("proxyserver"))
 
     async def open_port(self) -> None:
         """Open the port once every addon of the stack is loaded; leave with an error if that does not happen."""

@@ -173,6 +173,9 @@ class RecordAddon:
             raise exceptions.OptionsError("tollgate_record: the recorder cannot be changed while it runs; restart it")
         self.settings = settings
         self.close()
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = self.shipper = None
         if not o.tollgate_recordings:
             logger.error(
                 "tollgate_recordings is not set, so nothing is recorded, and what must be on record is refused"
@@ -204,7 +207,7 @@ class RecordAddon:
         keeping = housekeeping.Keeping(o.tollgate_record_days, size(o.tollgate_record_size), o.tollgate_record_compress)
         self.key = maskkeys.tags(o.tollgate_state)
         if sinks:
-            self.spool = spool.Spool(state.expanduser() / "ship", clock=lambda: auditevents.timestamp(time.time()))
+            self.spool = spool.first_free(state.expanduser(), clock=lambda: auditevents.timestamp(time.time()))
             self.shipper = shipping.Shipper(self.spool, sinks)
         ship = self.spool.append if self.spool is not None else None
         self.recorder = Recorder(kept, recordable.event(self.key), ship=ship)
