@@ -217,7 +217,7 @@ def subject() -> checkups.Subject:
         server,
         tuple(named),
         Path(certificates[0]).expanduser() if certificates else None,
-        impersonates=getattr(ctx.options, "tollgate_upstream_identity", "") == "impersonate",
+        impersonates=getattr(ctx.options, "tollgate_upstream_identity", "") != "gateway",
     )
 
 

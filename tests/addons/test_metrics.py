@@ -223,3 +223,5 @@ def test_what_the_doctor_looks_at(addon, tmp_path):
     assert addon_module.subject() == addon_module.checkups.Subject(
         None, (("--state", Path("/s")),), Path("/c.pem"), impersonates=False
     )
+    options.update(tollgate_upstream_identity="")  # upstream is not in the stack
+    assert addon_module.subject().impersonates
