@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.addonmanager import Loader
 
 from addons.core import approvals, authconfig, credentials, facts, limits, revocations, status, tokens
+from addons.core.doctor import Finding
 from addons.core.model import Identity
 from addons.mitm import answers, cutting, meters, options, people
 from addons.net import apiserver, issuers, revoking, store
@@ -51,6 +53,9 @@ REVOKED = status.Refusal(
 STOPPING = status.Refusal(
     503, "stopping", "tollgate: the gateway is going down, so this ends here; start it again when the gateway is back"
 )
+# To a request that was not looked at, where another process has the port too: clients of client-go come again by
+# themselves, and by then find the other one.
+HANDED_OVER = replace(STOPPING, cause="handed-over", retry_after=1)
 
 
 class Authenticate:
@@ -220,7 +225,16 @@ class Authenticate:
 
     def readings(self) -> list[meters.Reading]:
         in_force = self.register.in_force if self.register is not None else 0
-        return [("exchanges_open", (), len(self.tokens)), ("revocations_in_force", (), in_force)]
+        ages = self.authenticator.key_ages() if self.authenticator is not None else {}
+        return [
+            ("exchanges_open", (), len(self.tokens)),
+            ("revocations_in_force", (), in_force),
+            *(("issuer_keys_age_seconds", (issuer,), age) for issuer, age in ages.items()),
+        ]
+
+    def findings(self) -> list[Finding]:
+        """For the doctor of the running gateway."""
+        return self.authenticator.findings() if self.authenticator is not None else []
 
     def ready(self) -> bool:
         """The guard waits a moment for it before it opens the port."""
@@ -310,7 +324,7 @@ class Authenticate:
     def refuses(self, identity: Identity) -> status.Refusal | None:
         """Why this identity gets nothing although its token is good, or None."""
         if self.stopping:
-            return STOPPING
+            return HANDED_OVER if getattr(ctx.options, "tollgate_reuse_port", False) else STOPPING
         if self.register is None:
             return revoking.UNKNOWN
         if self.departed is not None and not self.departed.owners.isdisjoint(

@@ -20,7 +20,19 @@ from weakref import WeakKeyDictionary
 
 from mitmproxy import connection, ctx, exceptions, http
 
-from addons.core import admission, budgets, facts, maskanswers, maskwrites, policy, policyfile, stack, status
+from addons.core import (
+    admission,
+    budgets,
+    facts,
+    maskanswers,
+    maskwrites,
+    policy,
+    policycheck,
+    policyfile,
+    stack,
+    status,
+)
+from addons.core.doctor import Finding, Level
 from addons.core.model import ANONYMOUS, Action, Identity, Operation, Verdict
 from addons.mitm import answers, cutting, meters, options, people
 from addons.mitm.exchanges import connected, went_upstream
@@ -53,6 +65,9 @@ class PolicyBlock:
         self.policy = policy.DENY_ALL
         self.observe = False
         self.generation = 0  # how many sets of policies were loaded
+        self.stale = False  # the files are not what is in force
+        self.warnings: tuple[str, ...] = ()
+        self.checked: policy.PolicySet | None = None  # of which these are the warnings
         self.paths: tuple[Path, ...] = ()
         self.seen: policyfile.Fingerprint = ()  # what the files looked like at the last attempt to load them
         self.watcher: asyncio.Task[None] | None = None
@@ -109,7 +124,7 @@ class PolicyBlock:
                 raise exceptions.OptionsError(f"tollgate_policies: {e}") from e
         if observe and not self.observe:
             logger.warning("tollgate_observe is on: what the policies forbid is logged and let through")
-        self.policy, self.observe, self.paths, self.seen = loaded, observe, paths, seen
+        self.policy, self.observe, self.paths, self.seen, self.stale = loaded, observe, paths, seen, False
         self.generation += 1
         logger.info("policies %r, revision %s", [p.name for p in loaded.policies], loaded.revision)
         log_files(loaded)
@@ -138,7 +153,11 @@ class PolicyBlock:
         self.watcher = asyncio.create_task(self.watch())
 
     async def readings(self) -> list[meters.Reading]:
-        found: list[meters.Reading] = [("policy_generation", (), self.generation)]
+        found: list[meters.Reading] = [
+            ("policy_generation", (), self.generation),
+            ("policy_warnings", (), len(self.warnings)),
+            ("policy_stale", (), self.stale),
+        ]
         if self.store is not None and self.policy.budgets:
             spent = await self.store.spent(self.clock())
             found += [
@@ -146,6 +165,16 @@ class PolicyBlock:
                 for budget in self.policy.budgets
             ]
         return found
+
+    def findings(self) -> list[Finding]:
+        """For the doctor of the running gateway."""
+        found = [Finding("policies", Level.WARNING, warning, "./run.sh policy check") for warning in self.warnings]
+        if self.stale:
+            text = f"the files are not what is in force (revision {self.policy.revision}): the last reload was refused"
+            found.append(Finding("policies", Level.PROBLEM, text, "mend them; the log says what is wrong"))
+        if self.observe:
+            found.append(Finding("policies", Level.WARNING, "observe mode: policies decide and log, but stop nothing"))
+        return found or [Finding("policies", Level.OK, f"revision {self.policy.revision} is in force")]
 
     def is_agent(self, identity: Identity) -> bool:
         return self.policy.is_agent(identity)
@@ -163,6 +192,7 @@ class PolicyBlock:
             await asyncio.sleep(POLL)
             try:
                 await self.reload()
+                await self.check()
                 await self.end_refused()
             except Exception:
                 # The policies in force stay; but a watcher that ended in silence would keep them for ever.
@@ -175,6 +205,7 @@ class PolicyBlock:
         if seen == self.seen or paths != self.paths:
             return
         self.seen = seen  # a bad set is reported once, until it changes again
+        self.stale = True
         try:
             loaded = await asyncio.to_thread(policyfile.load, paths)
         except policy.PolicyError as e:
@@ -191,12 +222,19 @@ class PolicyBlock:
                 ", ".join(map(repr, gone)),
             )
             return
-        before, self.policy = self.policy, loaded
+        before, self.policy, self.stale = self.policy, loaded, False
         self.generation += 1
         self.need_store()
         changes = policy.changes(before, loaded)
         logger.warning("policies: reloaded, revision %s: %s", loaded.revision, ", ".join(changes) or "no rule changed")
         log_files(loaded)
+
+    async def check(self) -> None:
+        """What `./run.sh policy check` says of what is in force, once for each set and beside the loop."""
+        policies = self.policy
+        if self.checked is not policies:
+            self.warnings = tuple(await asyncio.to_thread(policycheck.warnings, policies))
+            self.checked = policies
 
     def evaluate(
         self,

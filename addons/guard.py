@@ -152,6 +152,13 @@ class Guard:
             "refused without a reason. 0: no limit.",
         )
         loader.add_option(
+            "tollgate_reuse_port",
+            bool,
+            False,
+            "Share the port with another process of the same user (SO_REUSEPORT), so that a new gateway can take over "
+            "from an old one. Default: whoever listens there has it alone.",
+        )
+        loader.add_option(
             "tollgate_log",
             str,
             logs.TEXT,
@@ -200,6 +207,9 @@ class Guard:
         # A start that failed elsewhere: other addons may take a moment to end, and no port opens meanwhile.
         if self.opening is not None:
             self.opening.cancel()
+        if ctx.master.should_exit.is_set() and ctx.options.tollgate_reuse_port:
+            # Whoever comes now is the other process's. Alone it goes on to listen, and says that it goes down.
+            listening.stop(ctx.master.addons.get("proxyserver"))
 
     async def open_port(self) -> None:
         """Open the port once every addon of the stack is loaded; leave with an error if that does not happen."""
@@ -271,7 +281,8 @@ class Guard:
         known.started = time.monotonic()
         # The id that its record and the API server's audit log have as well.
         known.audit_id = str(uuid.uuid4())
-        logs.about(known.audit_id)
+        known.about = logs.About(known.audit_id, flow.request.headers.fields)
+        logs.about(known.about)
         try:
             if self.broken:
                 raise status.Refused(503, "gateway-misconfigured", NOT_JUDGED.message)
@@ -285,7 +296,7 @@ class Guard:
     def request(self, flow: http.HTTPFlow) -> Coroutine[Any, Any, None] | None:
         """Not a coroutine but where a person wants to see it first: mitmproxy awaits what it gets."""
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         if known.answered_by:
             return None
         if intercepting.is_wanted(flow):
@@ -360,7 +371,7 @@ class Guard:
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         # 304 answers If-None-Match and carries no location. Any other 3xx would send the
         # client, with its token, to a place that nobody judged (CVE-2020-8559).
         if known.released and 300 <= flow.response.status_code < 400 and flow.response.status_code != 304:
@@ -369,13 +380,13 @@ class Guard:
 
     def response(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         if known.released and not flow.websocket and not flow.response.stream:
             known.answer, flow.response = flow.response, answers.response(ANSWER_NOT_JUDGED)
 
     def websocket_message(self, flow: http.HTTPFlow) -> None:
         known = facts.of(flow)
-        logs.about(known.audit_id)
+        logs.about(known.about)
         known.judged = set()
         flow.websocket.messages[-1].dropped = True  # until LastWord has seen that everyone judged it
 

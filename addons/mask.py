@@ -39,7 +39,7 @@ from addons.core.masklines import EventMasker
 from addons.core.masktext import TextMasker
 from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet, describe
-from addons.mitm import answers, bodies, cutting, injecting, maskframes, meters, options, seal
+from addons.mitm import answers, bodies, cutting, injecting, logs, maskframes, meters, options, seal
 from addons.mitm.maskframes import Frames
 from addons.mitm.maskstreams import EventStream, Stream, TextStream
 from addons.net import maskkeys, maskpatterns
@@ -132,6 +132,7 @@ class Mask:
         """The detectors' patterns, so that no request waits for them."""
         started = time.monotonic()
         await asyncio.to_thread(maskpatterns.warm, ctx.options.tollgate_state)
+        logs.patterns_are_ready()
         logger.info("patterns of secrets are ready after %.1f s", time.monotonic() - started)
 
     def prepared(self) -> bool:

@@ -9,15 +9,17 @@ is read is its own and no client's.
 import asyncio
 import logging
 import time
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from mitmproxy import ctx, exceptions, http
 
 from addons.core import facts, metrics, traces
+from addons.core.doctor import Finding, Level
 from addons.mitm import answers, meters
 from addons.mitm.exchanges import connected
-from addons.net import metering, tracing
+from addons.net import apiserver, checkups, metering, tracing
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ class Metrics:
         self.tracer: tracing.Tracer | None = None
         self.address: tuple[str, int] | None = None
         self.starting: asyncio.Task[None] | None = None
+        self.checkups: checkups.Checkups | None = None
+        self.looking: asyncio.Task[None] | None = None
         # What its client says that a request belongs to; its headers are others by the time that it ends.
         self.parents: WeakKeyDictionary[http.HTTPFlow, tuple[traces.Parent | None, float]] = WeakKeyDictionary()
         self.counted: WeakKeyDictionary[http.HTTPFlow, bool] = WeakKeyDictionary()
@@ -84,9 +88,13 @@ class Metrics:
             logger.error("metrics: cannot listen on %s:%d: %s", *self.address, e.strerror or e)
             return
         logger.info("metrics, /healthz and /readyz are on http://%s:%d", self.address[0], port)
+        self.checkups = checkups.Checkups(subject())
+        self.looking = asyncio.get_running_loop().create_task(self.checkups.keep_looking(), name="tollgate doctor")
 
     def done(self) -> asyncio.Task[None]:
         meters.leave(self.note)
+        if self.looking is not None:
+            self.looking.cancel()
         facts.time_stamps(None)
         return asyncio.get_running_loop().create_task(self.end(), name="tollgate metrics end")
 
@@ -100,7 +108,25 @@ class Metrics:
         self.meters.note(name, labels, value)
 
     async def refresh(self) -> None:
-        await self.meters.read(meters.sources())
+        await self.meters.read([*meters.sources(), (self.name, self.readings)])
+
+    def findings(self) -> list[Finding]:
+        """What the doctor found when it last looked, and what each addon knows of itself."""
+        found = list(self.checkups.findings) if self.checkups is not None else []
+        for name, addon in ctx.master.addons.lookup.items():
+            tell = getattr(addon, "findings", None)
+            if not name.startswith("tollgate_") or name == self.name or not callable(tell):
+                continue
+            try:
+                found += tell()
+            except Exception as e:  # what is only said must not make it not ready
+                logger.exception("doctor: %s cannot be asked", name)
+                found.append(Finding("doctor", Level.WARNING, f"{name} cannot be asked ({type(e).__name__})"))
+        return found
+
+    def readings(self) -> list[meters.Reading]:
+        looked = self.checkups.readings if self.checkups is not None else ()
+        return [*looked, *metrics.doctor_readings(self.findings())]
 
     def readiness(self) -> dict[str, Any]:
         """Of every addon that can tell, and of the port itself."""
@@ -113,7 +139,7 @@ class Metrics:
         stopping = ctx.master.should_exit.is_set()
         listening = bool(server is not None and server.listen_addrs()) and not stopping
         checks.append(("listener", listening, "the gateway is going down" if stopping else ""))
-        return metrics.readiness(checks)
+        return metrics.readiness(checks, self.findings())
 
     # ----- exchanges -----
 
@@ -176,6 +202,23 @@ class Metrics:
             request_id=known.audit_id,
         )
         self.tracer.span(traces.name_of(known.operation, flow.request.method), parent, began, time.time(), said)
+
+
+def subject() -> checkups.Subject:
+    """What of this process the doctor looks at; an option is missing where its addon is not in the stack."""
+    options = {name: getattr(ctx.options, f"tollgate_{name}", "") for name in ("kubeconfig", "state", "recordings")}
+    try:
+        server = apiserver.shared(options["kubeconfig"])
+    except apiserver.KubeconfigError:
+        server = None  # said by those who need it
+    named = [(f"--{name}", Path(options[name]).expanduser()) for name in ("state", "recordings") if options[name]]
+    certificates = [text.partition("=")[2] or text for text in ctx.options.certs]
+    return checkups.Subject(
+        server,
+        tuple(named),
+        Path(certificates[0]).expanduser() if certificates else None,
+        impersonates=getattr(ctx.options, "tollgate_upstream_identity", "") != "gateway",
+    )
 
 
 def address(text: str) -> tuple[str, int] | None:

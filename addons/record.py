@@ -44,7 +44,7 @@ from addons.core.model import ANONYMOUS, Operation
 from addons.core.policy import DENY_ALL, PolicySet
 from addons.core.recordable import Content
 from addons.core.recordedstream import RecordedStream
-from addons.mitm import answers, cutting, flowcopies, options, recordcopies, seal
+from addons.mitm import answers, cutting, flowcopies, logs, meters, options, recordcopies, seal
 from addons.net import apiserver, housekeeping, maskkeys, maskpatterns, objects, recordfiles, shipping, spool
 from addons.net import beforeimages as fetching
 from addons.net.recorder import Grow, Record, Recorder
@@ -173,6 +173,9 @@ class RecordAddon:
             raise exceptions.OptionsError("tollgate_record: the recorder cannot be changed while it runs; restart it")
         self.settings = settings
         self.close()
+        if self.spool is not None:
+            self.spool.close()
+            self.spool = self.shipper = None
         if not o.tollgate_recordings:
             logger.error(
                 "tollgate_recordings is not set, so nothing is recorded, and what must be on record is refused"
@@ -204,13 +207,14 @@ class RecordAddon:
         keeping = housekeeping.Keeping(o.tollgate_record_days, size(o.tollgate_record_size), o.tollgate_record_compress)
         self.key = maskkeys.tags(o.tollgate_state)
         if sinks:
-            self.spool = spool.Spool(state.expanduser() / "ship", clock=lambda: auditevents.timestamp(time.time()))
+            self.spool = spool.first_free(state.expanduser(), clock=lambda: auditevents.timestamp(time.time()))
             self.shipper = shipping.Shipper(self.spool, sinks)
         ship = self.spool.append if self.spool is not None else None
         self.recorder = Recorder(kept, recordable.event(self.key), ship=ship)
         self.housekeeper = housekeeping.Housekeeper(self.recorder, keeping)
 
     def running(self) -> None:
+        meters.offer(self.name, self.readings)
         loop = asyncio.get_running_loop()
         self.warming = loop.create_task(self.warm(), name="tollgate record patterns")
         self.sweeper = loop.create_task(self.keep_sweeping(), name="tollgate record streams")
@@ -223,12 +227,27 @@ class RecordAddon:
 
     async def warm(self) -> None:
         await asyncio.to_thread(maskpatterns.warm, ctx.options.tollgate_state)
+        logs.patterns_are_ready()
 
     def prepared(self) -> bool:
         """The guard waits for it before it opens the port."""
         return self.warming is not None and self.warming.done()
 
+    def ready(self) -> bool:
+        """Without a recorder nothing passes. One that cannot write now is no reason: reads do, and it may mend."""
+        return self.recorder is not None
+
+    def readings(self) -> list[meters.Reading]:
+        if self.recorder is None:
+            return []
+        return [
+            ("record_lag_seconds", (), self.recorder.lag),
+            ("records_waiting", (), self.recorder.waiting),
+            ("record_trouble", (), bool(self.recorder.trouble)),
+        ]
+
     def done(self) -> asyncio.Task[None] | None:
+        meters.withdraw(self.name, self.readings)
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()

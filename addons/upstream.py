@@ -92,6 +92,13 @@ class Upstream:
     def done(self) -> None:
         meters.withdraw(self.name, self.readings)
 
+    def ready(self) -> bool:
+        """
+        Whether requests could be sent. Not whether the API server answers: it is down for every gateway alike,
+        and approvals and revocations are served all the same.
+        """
+        return self.server is not None and self.server.has_credential
+
     def readings(self) -> list[meters.Reading]:
         """How old the gateway's own credential is: the one that must not be forgotten."""
         if self.server is None or not self.server.has_credential:

@@ -25,8 +25,13 @@ BY_SECTION = {
 }
 ELSEWHERE = {
     "./run.sh": "tests/e2e/gateway.py starts it for every end-to-end test",
+    "./run.sh demo": "tests/e2e/test_demo.py",
     "./run.sh web": "tests/e2e/test_web.py",
     ".venv/bin/python -m tests.screenshots": "tests/e2e/test_screenshots.py",
+    "./run.sh serve --reuse-port --recordings recordings/a --metrics 127.0.0.1:9464": "tests/e2e/test_drain.py",
+    "./run.sh serve --reuse-port --recordings recordings/b --metrics 127.0.0.1:9465": "tests/e2e/test_drain.py",
+    "curl -fsS 127.0.0.1:9465/readyz": "tests/e2e/test_drain.py",
+    "./run.sh verify recordings/a && ./run.sh verify recordings/b": "tests/e2e/test_drain.py",
 }
 NOT_RUN = {
     "./run.sh test": "it is what runs this",

@@ -10,18 +10,15 @@ import asyncio
 import datetime
 import json
 import os
-import shutil
 import ssl
 import stat
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import aiohttp
-from cryptography import x509
 
 from addons.cli import alive, serve
 from addons.cli.arguments import split
@@ -29,8 +26,6 @@ from addons.cli.terminal import Screen, Styled
 from addons.core import (
     authconfig,
     doctor,
-    filemodes,
-    owncredential,
     ownrights,
     policy,
     policycheck,
@@ -39,10 +34,9 @@ from addons.core import (
     waysaround,
 )
 from addons.core.doctor import Finding, Level
-from addons.net import apiserver, issuers, ownlook, store
+from addons.net import apiserver, checkups, issuers, ownlook
 
 COULD_NOT_RUN = 2
-LOW_SPACE = 1 << 30  # bytes free where state and recordings are
 _STYLES = {Level.OK: "green", Level.NOTE: "dim", Level.WARNING: "yellow", Level.PROBLEM: "red"}
 
 
@@ -141,41 +135,12 @@ async def look(setup: Setup, chosen: stack.Stack) -> list[Finding]:
 
 
 async def _cluster(setup: Setup, chosen: stack.Stack) -> AsyncIterator[Finding]:
-    server, where = setup.server, setup.server.endpoint
-    try:
-        ends = await ownlook.serving_certificate(server)
-    except apiserver.ApiServerError as e:
-        yield Finding(
-            "upstream", Level.PROBLEM, str(e), f"is {where.host}:{where.port} right, and its CA in the kubeconfig?"
-        )
-        return
-    yield doctor.certificate("upstream", "the API server's certificate", ends, setup.now, "have it renewed")
-    try:
-        await server.refresh()
-        version, theirs = await ownlook.version(server)
-        who = await ownlook.whoami(server)
-        credential = server.describe()
-    except (apiserver.ApiServerError, OSError, ValueError) as e:
-        cure = "401: the gateway's own credential is not, or no longer, valid" if "401" in str(e) else ""
-        yield Finding("upstream", Level.PROBLEM, str(e), cure)
-        return
-    yield Finding(
-        "upstream", Level.OK, f"API server {version} at {where.host}:{where.port}; the gateway is {who.username}"
-    )
-    if theirs:
-        yield doctor.clock(time.time() - theirs)
-    yield owncredential.finding(credential, setup.now.timestamp())
-    answers = await ownlook.may(server, ownrights.QUESTIONS)
     impersonates = "upstream" not in chosen.addons or setup.args.upstream_identity != "gateway"
-    for one in ownrights.blast_radius(answers, who.groups, impersonates=impersonates):
+    found = await checkups.upstream(setup.server, setup.now, impersonates=impersonates)
+    for one in found.findings:
         yield one
-    try:
-        rules = await ownlook.rules(server, ["default", "kube-system"])
-    except apiserver.ApiServerError as e:
-        yield Finding("rights", Level.NOTE, f"its rules could not be listed: {e}")
-    else:
-        for one in ownrights.findings(rules, answers, who.groups):
-            yield one
+    if not found.reached:
+        return
     try:
         await setup.auditor.refresh()
         seen = await ownlook.cluster(setup.auditor)
@@ -245,34 +210,8 @@ def _policies(setup: Setup) -> Iterator[Finding]:
 
 
 def _folders(setup: Setup) -> Iterator[Finding]:
-    for option, text in (("--state", setup.args.state), ("--recordings", setup.args.recordings)):
-        folder = Path(text).expanduser().absolute()
-        try:
-            yield _folder(option, folder)
-        except (store.StoreError, OSError) as e:
-            yield Finding("folders", Level.PROBLEM, f"{option}: {e}")
-
-
-def _folder(option: str, folder: Path) -> Finding:
-    if not folder.exists():
-        parent = next(one for one in folder.parents if one.exists())
-        if not os.access(parent, os.W_OK):
-            return Finding("folders", Level.PROBLEM, f"{option}: {folder} cannot be made in {parent}")
-        return Finding("folders", Level.NOTE, f"{option}: {folder} will be made at the first start")
-    if option == "--state":
-        store.check(folder)
-    mode = folder.stat().st_mode
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return Finding("folders", Level.PROBLEM, f"{option}: {folder} cannot be written by this user")
-    if why := filemodes.trouble_at(folder):
-        return Finding("folders", Level.PROBLEM, f"{option}: {folder}: {why}")
-    if option == "--state" and mode & (stat.S_IRWXG | stat.S_IRWXO):
-        # Keys and approvals are 0600 in it all the same.
-        return Finding("folders", Level.WARNING, f"{option}: others can look into {folder}", f"chmod 700 {folder}")
-    free = shutil.disk_usage(folder).free
-    if free < LOW_SPACE:
-        return Finding("folders", Level.WARNING, f"{option}: {folder} has {free >> 20} MiB left")
-    return Finding("folders", Level.OK, f"{option}: {folder}, {free >> 30} GiB free")
+    named = (("--state", setup.args.state), ("--recordings", setup.args.recordings))
+    return checkups.folders((option, Path(text).expanduser().absolute()) for option, text in named)
 
 
 def _files(setup: Setup) -> Iterator[Finding]:
@@ -290,13 +229,8 @@ def _files(setup: Setup) -> Iterator[Finding]:
     if chosen == made and not made.is_file():
         yield Finding("certificate", Level.NOTE, "the serving certificate will be made at the first start")
         return
-    try:
-        leaf = x509.load_pem_x509_certificates(chosen.read_bytes())[0]
-    except (OSError, ValueError, IndexError) as e:
-        yield Finding("certificate", Level.PROBLEM, f"{chosen}: no certificate in PEM: {e}")
-        return
     cure = "renew it (--tls-cert)" if args.tls_cert else "restart the gateway: it makes a new one"
-    yield doctor.certificate("certificate", "the serving certificate", leaf.not_valid_after_utc, setup.now, cure)
+    yield from checkups.serving_certificate(chosen, cure, setup.now).findings
 
 
 def _read_only(path: Path) -> bool:

@@ -169,6 +169,11 @@ def parser(command: str) -> argparse.ArgumentParser:
         "do not start with a credential of the gateway's own that is cluster-admin or can make itself so, "
         "or when nobody can tell; without it, only a warning",
     )
+    switch(
+        "--reuse-port",
+        "share the port with another gateway of this user, which takes over when this one ends (Linux; give each its "
+        "own --recordings and --metrics)",
+    )
     switch("--print", "print the mitmproxy command line instead of running it")
     if command == "web":
         option("--web", "127.0.0.1:8081", "where the web interface listens", metavar="HOST:PORT")
@@ -197,12 +202,14 @@ def check_loopback(host: str) -> None:
         )
 
 
-def check_free(host: str, port: int, option: str) -> None:
-    """Raises UsageError when nobody could listen there."""
+def check_free(host: str, port: int, option: str, *, shared: bool = False) -> None:
+    """Raises UsageError when nobody could listen there. shared: beside another gateway that shares it as well."""
     try:
         family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             s.bind(where)
     except OSError as e:
         raise UsageError(f"{option}: cannot listen on {host}:{port}: {e.strerror or e}; choose another") from e
@@ -211,6 +218,9 @@ def check_free(host: str, port: int, option: str) -> None:
 def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: datetime.datetime) -> Plan:
     """Check everything, prepare the state folder, and say what to run. Raises UsageError."""
     host, port = address(args.listen, "--listen")
+    if args.reuse_port and not sys.platform.startswith("linux"):
+        # Elsewhere the kernel does not share out connections, or gives all of them to the newest.
+        raise UsageError("--reuse-port: works on Linux only; stop the old gateway before the new one starts")
     try:
         chosen = stack.choose(args.only, args.without)
         server = apiserver.load(args.kubeconfig or "")
@@ -260,6 +270,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
         "tollgate_state": str(state),
         "tollgate_allow_spdy": str(args.allow_spdy).lower(),
         "tollgate_log": args.log,
+        "tollgate_reuse_port": str(args.reuse_port).lower(),
     }
     if args.kubeconfig:
         settings["tollgate_kubeconfig"] = str(Path(args.kubeconfig).expanduser().absolute())
@@ -316,7 +327,7 @@ def plan(command: str, args: argparse.Namespace, extra: Sequence[str], now: date
     for addon in ("guard", *chosen.addons, *view, *stack.aids(args.without), *measures):
         argv += ["-s", str(ROOT / "addons" / f"{addon}.py")]
     if not args.print:
-        check_free(host, port, "--listen")
+        check_free(host, port, "--listen", shared=args.reuse_port)
         if measured_at is not None:
             check_free(*measured_at, "--metrics")
     return Plan((*argv, *rest), {"PYTHONPATH": str(ROOT)}, certificate.ca_file)

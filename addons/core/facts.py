@@ -56,6 +56,7 @@ class Facts:
     """
 
     __slots__ = (
+        "about",
         "answer",
         "answer_refusal",
         "answer_released",
@@ -90,6 +91,7 @@ class Facts:
 
     def __init__(self) -> None:
         self.started = 0.0  # seconds, monotonic; when the head arrived
+        self.about: Any = None  # what lines of the log say of this flow (addons/mitm/logs.py)
         self.audit_id = ""  # made by the gateway, sent upstream, the same in every record
         self.refusal: Any = None  # the guard's own 503 (http.Response) until release
         self.answered_by = ""  # the addon whose refusal stands; later ones leave it alone

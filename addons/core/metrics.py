@@ -5,10 +5,12 @@ A label has few values, known before or counted here: a client that makes up nam
 memory of whoever collects them. So no user, no object and no path is a label.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from addons.core.doctor import Finding, Level
 from addons.core.model import Impact, Operation
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
@@ -79,6 +81,8 @@ METRICS: Mapping[str, Metric] = {
         Metric("tollgate_authentication_failures", COUNTER, "Tokens that were not accepted, by reason.", ("reason",)),
         Metric("tollgate_revocations_in_force", GAUGE, "Revocations that refuse somebody."),
         Metric("tollgate_record_lag_seconds", GAUGE, "Age of the oldest event that is not on disk yet."),
+        Metric("tollgate_records_waiting", GAUGE, "Events and pieces of streams that wait for the disk."),
+        Metric("tollgate_record_trouble", GAUGE, "1 while nothing can be recorded, so nothing but reads passes."),
         Metric("tollgate_loop_lag_seconds", HISTOGRAM, "How late the event loop comes to its work.", (), _FAST),
         Metric(
             "tollgate_upstream_errors",
@@ -93,7 +97,31 @@ METRICS: Mapping[str, Metric] = {
             "Age of the gateway's own credential: since it was issued, or was read where it does not say.",
         ),
         Metric("tollgate_credential_expires_timestamp_seconds", GAUGE, "When it expires; 0: it does not say."),
+        Metric("tollgate_credential_static", GAUGE, "1 when it is good for long and nobody renews it."),
+        Metric("tollgate_credential_cluster_admin", GAUGE, "1 when it is cluster-admin, or can make itself so."),
+        Metric(
+            "tollgate_issuer_keys_age_seconds",
+            GAUGE,
+            "Since an issuer's keys were fetched; since the start where they never were.",
+            ("issuer",),
+        ),
+        Metric(
+            "tollgate_certificate_expires_timestamp_seconds",
+            GAUGE,
+            "When a certificate expires: serving (the gateway's own) or api-server.",
+            ("certificate",),
+        ),
+        Metric("tollgate_clock_skew_seconds", GAUGE, "How far this machine's clock is before the API server's."),
         Metric("tollgate_policy_generation", GAUGE, "How many sets of policies were loaded since the start."),
+        Metric("tollgate_policy_warnings", GAUGE, "What ./run.sh policy check says of the policies in force."),
+        Metric("tollgate_policy_stale", GAUGE, "1 when the files are not what is in force: a reload was refused."),
+        Metric(
+            "tollgate_doctor_findings",
+            GAUGE,
+            "What the doctor found when it last looked, by what it looked at.",
+            ("check", "level"),
+        ),
+        Metric("tollgate_doctor_looked_timestamp_seconds", GAUGE, "When it last looked; 0: not yet."),
         Metric("tollgate_ready", GAUGE, "1 when every part of the gateway is ready."),
     )
 }
@@ -197,8 +225,38 @@ def added(found: Mapping[str, float]) -> float:
 # ----- readiness -----
 
 
-def readiness(checks: Iterable[tuple[str, bool, str]]) -> dict[str, Any]:
-    """The answer of /readyz: (name, ready, detail) of each part."""
+def readiness(checks: Iterable[tuple[str, bool, str]], findings: Iterable[Finding] = ()) -> dict[str, Any]:
+    """
+    The answer of /readyz: (name, ready, detail) of each part, and what the doctor thinks of the rest.
+
+    Findings make nothing not ready: a gateway that is taken out for a warning, or with all others because the
+    API server is down, refuses with a broken connection what it could refuse with a sentence.
+    """
     parts = {name: {"ready": ready, **({"detail": detail} if detail else {})} for name, ready, detail in checks}
+    worst: dict[str, Level] = {}
+    for one in findings:
+        worst[one.check] = max(one.level, worst.get(one.check, one.level))
     # Direction: a gateway of which no part is known is not ready.
-    return {"ready": bool(parts) and all(part["ready"] for part in parts.values()), "parts": parts}
+    ready = bool(parts) and all(part["ready"] for part in parts.values())
+    # One word each: the text is for the log, since anybody may ask here.
+    return {"ready": ready, "parts": parts, "checks": {check: level.word for check, level in sorted(worst.items())}}
+
+
+def verbose(found: Mapping[str, Any]) -> str:
+    """The same in the lines of Kubernetes' own `/readyz?verbose`."""
+    lines = [
+        f"[+]{name} ok" if part["ready"] else f"[-]{name} failed: reason withheld"
+        for name, part in found.get("parts", {}).items()
+    ]
+    for check, level in found.get("checks", {}).items():
+        fine = level in (Level.OK.word, Level.NOTE.word)
+        # `+` all the same: it does not count.
+        lines.append(f"[+]doctor/{check} ok" if fine else f"[+]doctor/{check} {level}, see the log")
+    lines.append("readyz check passed" if found.get("ready") else "readyz check failed")
+    return "\n".join(lines) + "\n"
+
+
+def doctor_readings(findings: Iterable[Finding]) -> list[tuple[str, tuple[str, ...], float]]:
+    """How many findings there are of each check and level."""
+    counts = Counter((one.check, one.level.word) for one in findings)
+    return [("doctor_findings", key, float(count)) for key, count in sorted(counts.items())]

@@ -21,7 +21,9 @@ import aiohttp
 
 from addons.core import authconfig, claims, tokens
 from addons.core.authconfig import AuthConfig, Issuer
+from addons.core.doctor import Finding, Level
 from addons.core.model import Identity
+from addons.core.owncredential import duration
 from addons.core.tokens import Cache, KeySet, TokenError
 from addons.net.apiserver import Answer, ApiServerError
 
@@ -30,6 +32,7 @@ logger = logging.getLogger(__name__)
 FETCH_TIMEOUT = 10.0  # seconds for discovery and keys, each
 MAX_DOCUMENT = 1024 * 1024  # bytes of a discovery document or a JWKS; large ones have 20 000
 REFRESH = 600.0  # seconds between fetches, plus up to a tenth, so that many gateways do not ask in step
+STALE = 3 * REFRESH  # seconds; older keys mean that fetching them fails
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0  # seconds between attempts while there are no keys yet, doubling
 UNKNOWN_KEY_PAUSE = 10.0  # seconds between fetches for unknown keys: tokens with made-up ones must not flood an issuer
 UNKNOWN_KEY_WAIT = 5.0  # seconds that a request waits for such a fetch
@@ -73,6 +76,12 @@ class Keys:
         self._clock = clock
         self._running: asyncio.Task[None] | None = None
         self._tried = float("-inf")  # when the last fetch began
+        self._fetched = clock()  # when the last one succeeded; before the first, when this began
+
+    @property
+    def age(self) -> float:
+        """Seconds since the keys were fetched; since the beginning where they never were."""
+        return self._clock() - self._fetched
 
     async def keep_fresh(self) -> None:
         """Run for ever: fetch, wait, fetch again; sooner while there is nothing yet."""
@@ -106,7 +115,7 @@ class Keys:
         removed = [key for key in self.keys.keys if key not in fresh.keys]
         if not self.keys.keys or removed or len(fresh.keys) != len(self.keys.keys):
             logger.info("issuer %s: %d keys", self.name, len(fresh.keys))
-        self.issuer, self.keys = issuer, fresh
+        self.issuer, self.keys, self._fetched = issuer, fresh, self._clock()
         if removed:
             self._on_removed()  # a key that was withdrawn must not go on working from a cache
 
@@ -287,6 +296,26 @@ class Authenticator:
         """Whether every token could be judged now: all keys are there, and the gateway's own name."""
         sources = [*self.issuers.values(), *([self.cluster_keys] if self.cluster_keys else [])]
         return bool(self.own) and all(keys.keys.keys for keys in sources)
+
+    def key_ages(self) -> dict[str, float]:
+        """Issuer (`cluster`: the cluster's own) -> seconds since its keys were fetched."""
+        own = {"cluster": self.cluster_keys.age} if self.cluster_keys else {}
+        return {url: keys.age for url, keys in self.issuers.items()} | own
+
+    def findings(self) -> list[Finding]:
+        """For the doctor of the running gateway."""
+        found = []
+        for name, age in self.key_ages().items():
+            keys = self.cluster_keys if name == "cluster" else self.issuers[name]
+            if keys is not None and not keys.keys.keys:
+                text = f"issuer {name}: no keys yet, so its tokens are refused"
+                found.append(Finding("issuers", Level.PROBLEM, text))
+            elif age > STALE:
+                text = f"issuer {name}: its keys are {duration(age)} old and cannot be fetched; the last ones serve on"
+                found.append(Finding("issuers", Level.WARNING, text))
+            else:
+                found.append(Finding("issuers", Level.OK, f"issuer {name}: keys are fresh"))
+        return found
 
     def stop(self) -> None:
         for task in (*self._tasks, *self._reviews.values()):

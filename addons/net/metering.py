@@ -210,8 +210,11 @@ class Observatory:
         found = {"status": "ok", "uptime": int(time.monotonic() - self._started), "loopLag": round(self._last_lag, 4)}
         return _json(found, 200)
 
-    async def _readyz(self, _request: web.Request) -> web.Response:
+    async def _readyz(self, request: web.Request) -> web.Response:
         found = self._ready()
+        if "verbose" in request.query:
+            code = 200 if found.get("ready") else 503
+            return web.Response(text=metrics.verbose(found), status=code, headers={"Cache-Control": "no-store"})
         return _json(found, 200 if found.get("ready") else 503)
 
     async def _measure_lag(self) -> None:

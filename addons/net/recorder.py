@@ -23,9 +23,10 @@ import secrets
 import shutil
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from addons.core import auditevents, chain, chainverify
@@ -138,6 +139,8 @@ class Recorder:
         self._hurry = threading.Event()  # somebody waits for what is in the queue, or a batch is there
         self._waiting = 0
         self._waiting_bytes = 0
+        self._arrived: deque[float] = deque()  # when those that wait came, in the order in which they are taken
+        self._unsynced_since: float | None = None  # when the oldest came that is written and not synced
         self._counting = threading.Lock()
         self._sessions: OrderedDict[str, OpenSession] = OrderedDict()  # the longest idle first
         self._mine: set[str] = set()  # paths of sessions begun here and not closed
@@ -211,6 +214,18 @@ class Recorder:
         """Why this identity's records cannot be written, as far as is known: the disk, its quota, its files."""
         return self.trouble or self._troubles.get(username, "")
 
+    @property
+    def waiting(self) -> int:
+        """Records that the writer has not finished with."""
+        return self._waiting
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest record came that is not on disk; 0.0: all are. Up to SYNC_EVERY is usual."""
+        with self._counting:
+            found = [*([self._unsynced_since] if self._unsynced_since is not None else ()), *islice(self._arrived, 1)]
+        return max(self._monotonic() - min(found), 0.0) if found else 0.0
+
     def lose(self, username: str) -> None:
         """A record that could not be made; the identity's next event says so."""
         self._lose(username, 1)
@@ -275,7 +290,8 @@ class Recorder:
         with self._counting:
             self._waiting += 1
             self._waiting_bytes += size
-        self._jobs.put(job)
+            self._arrived.append(self._monotonic())
+            self._jobs.put(job)  # never waits; inside, so that both are in the same order
         if job.durable or self._waiting >= MAX_BATCH:
             self._hurry.set()
 
@@ -311,6 +327,12 @@ class Recorder:
             with self._counting:
                 self._waiting -= len(records)
                 self._waiting_bytes -= sum(job.work.size for job in records if not callable(job.work))
+                if not self._unsynced:
+                    self._unsynced_since = None
+                elif records and self._unsynced_since is None:
+                    self._unsynced_since = self._arrived[0]
+                for _ in records:
+                    self._arrived.popleft()
             for job in jobs:
                 if isinstance(job.work, Grow) and job.error is not None:
                     job.work.failed()

@@ -8,6 +8,8 @@ segment goes, and a line says how much that was.
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -24,6 +26,12 @@ logger = logging.getLogger(__name__)
 SEGMENT = 8 * 1024 * 1024  # bytes; also the piece that goes at once when the spool is full
 FULL = 1024 * 1024 * 1024  # bytes of all segments
 CURSOR = ".cursor"
+LOCK = ".lock"
+MAX_SPOOLS = 9  # in one state folder; two, while one gateway takes over from another
+
+
+class InUse(OSError):
+    """Another process has this spool; two that number segments in one folder would lose lines."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -47,6 +55,7 @@ class Spool:
 
     def __init__(self, folder: Path, *, segment: int = SEGMENT, full: int = FULL, clock: Callable[[], str]) -> None:
         self._folder = files.private_folder(folder)
+        self._held = _hold(self._folder)
         self._segment = segment
         self._full = full
         self._clock = clock
@@ -87,6 +96,9 @@ class Spool:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+            if self._held >= 0:
+                os.close(self._held)
+                self._held = -1
 
     def _write(self, data: bytes) -> None:
         before = self._sizes[self._last]
@@ -211,3 +223,21 @@ class Spool:
 
     def _there(self) -> list[int]:
         return sorted(int(p.stem) for p in self._folder.glob("*.jsonl") if p.stem.isdigit())
+
+
+def _hold(folder: Path) -> int:
+    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise InUse(errno.EAGAIN, "is used by another gateway") from None
+    return fd
+
+
+def first_free(state: Path, *, clock: Callable[[], str]) -> Spool:
+    """A spool of the state folder that no other process has: while one takes over from another there are two."""
+    for number in range(1, MAX_SPOOLS + 1):
+        with contextlib.suppress(InUse):
+            return Spool(state / ("ship" if number == 1 else f"ship-{number}"), clock=clock)
+    raise InUse(errno.EAGAIN, f"{MAX_SPOOLS} gateways ship from {state} already")

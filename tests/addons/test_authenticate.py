@@ -585,3 +585,14 @@ def test_owners_that_cannot_be_read_let_nobody_in(tmp_path, claim, content, says
 def test_the_gateway_that_goes_down_lets_nobody_in(addon):
     addon.stopping = True
     assert addon.refuses(ALICE) is authenticate.STOPPING
+
+
+@pytest.mark.parametrize(
+    ("shared", "again"),
+    [pytest.param(True, 1, id="another process has the port"), pytest.param(False, 0, id="nobody has")],
+)
+def test_who_comes_too_late_is_sent_to_whoever_took_over(addon, shared, again):
+    addon.stopping = True
+    with taddons.context(loadcore=False) as context:
+        context.options.add_option("tollgate_reuse_port", bool, shared, "")
+        assert addon.refuses(ALICE).retry_after == again

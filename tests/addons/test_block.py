@@ -12,6 +12,7 @@ from mitmproxy.test import taddons, tflow
 
 from addons import block
 from addons.core import admission, classify, facts, policy
+from addons.core.doctor import Level
 from addons.core.model import Action, Approval, Hold, Identity, Impact, Operation, RequestInfo, Verdict
 from addons.net import store
 from addons.net.apiserver import Answer, ApiServerError
@@ -1134,3 +1135,29 @@ def test_a_write_to_what_is_masked_counts_as_reveal(context, configured, file):
     known = facts.of(flow)
     assert Impact.REVEAL in known.operation.impacts
     assert [hold.rule for hold in known.verdict.holds] == ["ask", "masked-field"]
+
+
+async def numbers(addon):
+    return {name: value for name, _, value in await addon.readings()}
+
+
+async def test_files_that_are_not_in_force_are_told(configured, file):
+    assert (await numbers(configured))["policy_stale"] == 0
+    change(file, "kind: [")
+    await configured.reload()
+    assert (await numbers(configured))["policy_stale"] == 1
+    assert Level.PROBLEM in [one.level for one in configured.findings()]
+    change(file, RULES)
+    await configured.reload()
+    assert (await numbers(configured))["policy_stale"] == 0
+    assert [one.level for one in configured.findings()] == [Level.OK]
+
+
+async def test_warnings_of_the_policies_in_force(configured, file, monkeypatch):
+    asked = []
+    monkeypatch.setattr(block.policycheck, "warnings", lambda policies: asked.append(policies) or ["never matches"])
+    for _ in range(2):
+        await configured.check()
+    assert asked == [configured.policy]
+    assert (await numbers(configured))["policy_warnings"] == 1
+    assert [(one.level, one.text) for one in configured.findings()] == [(Level.WARNING, "never matches")]

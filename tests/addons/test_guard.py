@@ -639,3 +639,23 @@ def test_only_the_server_in_this_process_beside_the_api_server(stacked, serving,
     finally:
         for one in serving:
             inside.stop_serving(one)
+
+
+@pytest.mark.parametrize(
+    ("ends", "shared", "stops"),
+    [
+        pytest.param(True, True, True, id="another takes over"),
+        pytest.param(True, False, False, id="alone: whoever comes is told"),
+        pytest.param(False, True, False, id="only loaded again"),
+    ],
+)
+def test_at_the_end_the_port_is_left_to_the_other_process(stacked, monkeypatch, ends, shared, stops):
+    first, _ = stacked
+    stopped = []
+    monkeypatch.setattr(guard.listening, "stop", stopped.append)
+    ctx.options.update(tollgate_reuse_port=shared)
+    monkeypatch.setattr(ctx.master, "should_exit", asyncio.Event(), raising=False)
+    if ends:
+        ctx.master.should_exit.set()
+    first.done()
+    assert stopped == ([ctx.master.addons.get("proxyserver")] if stops else [])

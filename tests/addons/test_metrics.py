@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -11,6 +12,7 @@ from mitmproxy.test import taddons, tflow
 
 from addons import metrics as addon_module
 from addons.core import facts
+from addons.core.doctor import Finding, Level
 from addons.core.model import Action, Impact, Operation, RequestInfo, Verdict
 from addons.mitm import answers, meters
 from addons.net.tracing import TracingError
@@ -167,3 +169,59 @@ def test_a_span_has_the_clients_parent(addon):
     assert (name, parent.span_id) == ("delete pods", 0xB7AD6B7169203331)
     assert began <= ended
     assert json.dumps(said)
+
+
+async def test_what_addons_find_counts_for_nothing_but_numbers(addon, caplog):
+    class Other:
+        name = "tollgate_other"
+
+        def findings(self):
+            return [Finding("policies", Level.PROBLEM, "the file of acme has a mistake")]
+
+    class Broken:
+        name = "tollgate_broken"
+
+        def findings(self):
+            raise RuntimeError("odd")
+
+    for one in (Other(), Broken()):
+        addon_module.ctx.master.addons.add(one)
+    found = addon.readiness()
+    assert found["checks"] == {"doctor": "warning", "policies": "problem"}
+    assert [name for name, part in found["parts"].items() if not part["ready"]] == ["listener"]
+    await addon.refresh()
+    assert counted(addon, "tollgate_doctor_findings") == {
+        (("check", "doctor"), ("level", "warning")): 1,
+        (("check", "policies"), ("level", "problem")): 1,
+    }
+
+
+async def test_the_doctor_looks_once_the_port_is_open(addon, monkeypatch):
+    looked = asyncio.Event()
+
+    async def look(self):
+        looked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(addon_module.checkups.Checkups, "keep_looking", look)
+    addon.address = ("127.0.0.1", 0)
+    await addon.start()
+    try:
+        async with asyncio.timeout(20):
+            await looked.wait()
+    finally:
+        await addon.done()
+    assert addon.looking.cancelled()
+
+
+def test_what_the_doctor_looks_at(addon, tmp_path):
+    options = addon_module.ctx.options
+    for name in ("kubeconfig", "state", "recordings", "upstream_identity"):
+        options.add_option(f"tollgate_{name}", str, "", "")
+    options.update(tollgate_kubeconfig="/absent", tollgate_state="/s", tollgate_upstream_identity="gateway")
+    options.update(certs=["*=/c.pem"])
+    assert addon_module.subject() == addon_module.checkups.Subject(
+        None, (("--state", Path("/s")),), Path("/c.pem"), impersonates=False
+    )
+    options.update(tollgate_upstream_identity="")  # upstream is not in the stack
+    assert addon_module.subject().impersonates

@@ -13,7 +13,7 @@ from wsproto.frame_protocol import Opcode
 from addons import record
 from addons.core import auditevents, classify, facts, policyfile
 from addons.core.model import Action, Identity, Verdict
-from addons.mitm import answers, flowcopies, seal
+from addons.mitm import answers, flowcopies, meters, seal
 from addons.net import recordings
 from addons.net.recordfiles import RecorderError
 from tests import canaries
@@ -476,3 +476,17 @@ async def test_all_is_closed_at_the_end(addon, policies):
     addon.done()
     (session,) = recordings.find_sessions(folder)
     assert json.loads((folder / session / "session.json").read_text())["closed"] is True
+
+
+async def test_what_it_tells_those_who_measure(addon, monkeypatch):
+    assert dict(meters.sources())[addon.name] == addon.readings
+    monkeypatch.setattr(type(addon.recorder), "lag", 3.5)
+    monkeypatch.setattr(type(addon.recorder), "waiting", 2)
+    addon.recorder.trouble = "the disk is full"
+    assert addon.readings() == [
+        ("record_lag_seconds", (), 3.5), ("records_waiting", (), 2), ("record_trouble", (), True)
+    ]  # fmt: skip
+    assert addon.ready()  # reads pass
+    addon.close()
+    assert addon.readings() == []
+    assert not addon.ready()

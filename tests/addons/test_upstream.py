@@ -304,3 +304,12 @@ def test_answers_stream(addon, chunks):
     known.whole = True
     one.responseheaders(flow)
     assert not flow.response.stream
+
+
+async def test_ready_with_a_credential(addon, kubeconfig):
+    one, _ = addon
+    assert one.ready()
+    one.server = apiserver.load(kubeconfig())
+    assert not one.ready()
+    one.server = None
+    assert not one.ready()

@@ -3,6 +3,7 @@
 import pytest
 
 from addons.core import metrics
+from addons.core.doctor import Finding, Level
 from addons.core.metrics import Bounded
 from addons.core.model import Impact, Operation, RequestInfo
 
@@ -98,6 +99,47 @@ def test_readiness():
     assert metrics.readiness([("a", True, ""), ("b", False, "no keys")]) == {
         "ready": False,
         "parts": {"a": {"ready": True}, "b": {"ready": False, "detail": "no keys"}},
+        "checks": {},
     }
     assert metrics.readiness([("a", True, "")])["ready"] is True
     assert metrics.readiness([])["ready"] is False
+
+
+FINDINGS = [
+    Finding("clock", Level.OK, "they agree"),
+    Finding("rights", Level.WARNING, "this credential can read every Secret of acme"),
+    Finding("rights", Level.PROBLEM, "it is cluster-admin"),
+    Finding("rights", Level.NOTE, "hm"),
+    Finding("folders", Level.NOTE, "/var/lib/acme will be made"),
+]
+
+
+def test_what_the_doctor_finds_makes_nothing_not_ready():
+    found = metrics.readiness([("a", True, "")], FINDINGS)
+    assert found["ready"] is True
+    assert found["checks"] == {"clock": "ok", "folders": "note", "rights": "problem"}  # the worst of each
+    assert "acme" not in str(found)
+
+
+def test_the_lines_of_kubernetes():
+    found = metrics.readiness([("listener", True, ""), ("authenticate", False, "no keys of acme")], FINDINGS)
+    assert metrics.verbose(found).splitlines() == [
+        "[+]listener ok",
+        "[-]authenticate failed: reason withheld",
+        "[+]doctor/clock ok",
+        "[+]doctor/folders ok",
+        "[+]doctor/rights problem, see the log",
+        "readyz check failed",
+    ]
+    assert metrics.verbose(metrics.readiness([("listener", True, "")])) == "[+]listener ok\nreadyz check passed\n"
+    assert metrics.verbose({}) == "readyz check failed\n"
+
+
+def test_findings_as_numbers():
+    assert metrics.doctor_readings([*FINDINGS, Finding("rights", Level.PROBLEM, "and more")]) == [
+        ("doctor_findings", ("clock", "ok"), 1),
+        ("doctor_findings", ("folders", "note"), 1),
+        ("doctor_findings", ("rights", "note"), 1),
+        ("doctor_findings", ("rights", "problem"), 2),
+        ("doctor_findings", ("rights", "warning"), 1),
+    ]

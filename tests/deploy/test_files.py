@@ -130,7 +130,11 @@ def test_compose_with_prometheus(read_compose):
     assert project["services"]["prometheus"]["network_mode"] == "service:gateway"
     assert project["services"]["gateway"]["ports"][0]["host_ip"] == "10.0.0.1"
     (scraped,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped["static_configs"][0]["targets"][0].startswith("127.0.0.1:")
+    # It scrapes where the gateway beside it listens, and where the documentation says.
+    (target,) = scraped["static_configs"][0]["targets"]
+    assert project["services"]["gateway"]["environment"]["TOLLGATE_METRICS"] == target
+    for text in ("deploy/observability/prometheus.yaml", "README.md", "docs/operations.md"):
+        assert target in (DEPLOY.parent / text).read_text()
 
 
 @pytest.mark.e2e

@@ -1,14 +1,12 @@
 """
 The commands of the README, docs/operations.md, docs/recordings.md and others, run as they stand there: an agent,
-an approver and an operator at the demo's gateway, and the demo itself. That none is left out: tests/test_documented.py.
+an approver and an operator at the demo's gateway. The demo itself: tests/e2e/test_demo.py. That none is left out: tests/test_documented.py.
 """
 
-import contextlib
 import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +17,6 @@ import pytest
 from addons.cli import demo
 from addons.net import store
 from addons.net.store import SqliteStore
-from tests.cluster.controlplane import base_environment
 from tests.e2e import gateway, policies
 from tests.e2e.test_approvals import Stage
 from tests.screenshots.terminal import Program
@@ -27,7 +24,6 @@ from tests.screenshots.terminal import Program
 pytestmark = pytest.mark.e2e
 
 LIMIT = 60  # seconds of one command
-DEMO_LIMIT = 180  # seconds until it says that it is there; 10 are usual
 
 # Each with what it prints; a path or a name in capitals is filled in.
 POLICIES = {
@@ -94,8 +90,7 @@ ASKS = f"""{policies.EVERYTHING.rstrip()}
   approval: {{groups: ["{demo.APPROVERS}"]}}
 """
 BLOCKED = "kubectl delete configmap checkout-critical -n prod-web"
-DEMO = "./run.sh demo"
-LINES = {*POLICIES, *CLIENTS, *REVOCATIONS, *ASKING, *MASKED, *RECORDED, *STATE, *BY_KUBECTL, BLOCKED, DEMO}
+LINES = {*POLICIES, *CLIENTS, *REVOCATIONS, *ASKING, *MASKED, *RECORDED, *STATE, *BY_KUBECTL, BLOCKED}
 
 
 class Desk:
@@ -288,61 +283,3 @@ def test_the_kill_switch_by_kubectl(stage, desk):
     finally:
         lifted = desk.run(delete.replace("stop-1a2b3c4d", name), kubeconfig=stage.engineer)
     assert lifted.returncode == 0, lifted.stderr
-
-
-def test_the_demo(controlplane, tmp_path):  # the fixture, so that the programs are built
-    """All of it: started by its command, the five commands as it prints them, and Ctrl-C."""
-    home = {**base_environment(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state"), "PYTHONPATH": str(gateway.ROOT)}
-    # With kubectl on the path, as it will be for most; the programs come from the cache.
-    home |= {"PATH": f"{controlplane.programs.folder}{os.pathsep}{home['PATH']}", "HOME": os.environ["HOME"]}
-    command = [sys.executable, "-m", *shlex.split(DEMO.replace("./run.sh", "addons.cli"))]
-    command += ["--listen", f"127.0.0.1:{gateway.free_port()}"]
-    said = tmp_path / "said"
-    with said.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=home, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + DEMO_LIMIT
-        while "Ctrl-C ends the demo." not in said.read_text():
-            assert process.poll() is None, said.read_text()
-            assert time.monotonic() < deadline, said.read_text()
-            time.sleep(0.1)
-        lines = re.findall(r"(?m)^  # (\d)\. (\w+).*\n(?:  #.*\n)?  (.+)$", said.read_text())
-        assert [number for number, *_ in lines] == ["1", "2", "3", "4", "5"]
-        for _, expected, line in lines:
-            begun = subprocess.Popen(
-                ["sh", "-c", line], env=home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
-            if expected == "waits":
-                deny(tmp_path, home)
-            printed, _ = begun.communicate(timeout=LIMIT)
-            assert (begun.returncode == 0) is (expected == "passes"), f"{line}: {printed}"
-            # Usually by the no; on a machine that is very busy since nobody has said anything yet.
-            assert expected != "waits" or "rule agents/delete-namespace holds this" in printed
-    finally:
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(LIMIT)
-        process.kill()
-        process.wait()
-    assert "demo ended" in said.read_text()
-    assert "Traceback" not in said.read_text()
-
-
-def deny(folder, environment):
-    """Say no to the question that waits, by the demo's own kubeconfig for decisions."""
-    approvals = [sys.executable, "-m", "addons.cli", "approvals"]
-    config = ["--kubeconfig", str(folder / "state" / "tollgate" / "demo" / "approver.kubeconfig")]
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        listed = subprocess.run(
-            [*approvals, "list", *config], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=LIMIT,
-        )  # fmt: skip
-        if found := re.search(r"apr-\w+", listed.stdout):
-            subprocess.run([*approvals, "deny", found[0], *config, "--yes"], env=environment, check=True,
-                           stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT)  # fmt: skip
-            return
-    raise AssertionError("nobody was asked")

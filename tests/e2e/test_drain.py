@@ -1,13 +1,17 @@
 """SIGTERM: what is open is told so before the process ends, and the next process goes on with the same state."""
 
 import contextlib
+import http.client
 import signal
+import ssl
 import subprocess
+import threading
 import time
 
 import pytest
 
-from tests.e2e import gateway, policies
+from addons.cli import verify
+from tests.e2e import client, gateway, policies
 
 pytestmark = pytest.mark.e2e
 
@@ -84,3 +88,107 @@ def test_everybody_is_told(controlplane, arguments, agent_token, tmp_path):
         listed = controlplane.run_kubectl("get", "approvals", kubeconfig=two.kubeconfig("agent", agent_token)).stdout
         assert "create namespace drained" in listed
         assert "Pending" in listed
+
+
+def ready(port):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return client.plain("127.0.0.1", port, "/readyz", {}).status == 200
+    return False
+
+
+def until(true, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_new_process_takes_over(controlplane, arguments, agent_token, tmp_path):
+    """docs/operations.md, Without a gap: one port, one state folder, recordings apart; nobody is turned away."""
+    port = gateway.free_port()
+    metrics = {name: gateway.free_port() for name in "ab"}
+    (tmp_path / "recordings").mkdir()
+    with contextlib.ExitStack() as life:
+
+        def start(name, *more):
+            folder = tmp_path / name
+            mine = ("--metrics", f"127.0.0.1:{metrics[name]}", "--recordings", str(tmp_path / "recordings" / name))
+            process = gateway.launch(folder, [*arguments, "--reuse-port", *mine, *more], port=port)
+            one = gateway.Gateway(process, folder, port)
+            gateway.STARTED.append(one)
+            life.callback(one.stop)
+            return one
+
+        old = start("a")
+        until(lambda: ready(metrics["a"]))
+        (tmp_path / "a" / "state" / "tls").mkdir(parents=True, exist_ok=True)
+        ca_file = tmp_path / "state" / "tls" / "ca.crt"
+        old.ca_file.write_bytes(ca_file.read_bytes())
+        config = old.kubeconfig("agent", agent_token, "shop")
+
+        def approvals():
+            done = controlplane.run_kubectl("get", "approvals", "-o", "name", kubeconfig=config)
+            return done.stdout
+
+        # One open connection that knows of no other process, and kubectl again and again.
+        kept = http.client.HTTPSConnection(
+            "127.0.0.1", port, timeout=60, context=ssl.create_default_context(cafile=ca_file)
+        )
+        life.callback(kept.close)
+
+        def ask():
+            kept.request(
+                "GET", "/api/v1/namespaces/shop/configmaps", headers={"Authorization": f"Bearer {agent_token}"}
+            )
+            answer = kept.getresponse()
+            answer.read()
+            return answer
+
+        assert ask().status == 200
+        over, failed, passed = threading.Event(), [], []
+
+        def keep_asking():
+            while not over.is_set():
+                done = controlplane.run_kubectl("get", "configmaps", kubeconfig=config, check=False)
+                (failed if done.returncode else passed).append(done.stderr)
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        life.callback(asking.join)
+        life.callback(over.set)
+        held = subprocess.Popen(
+            [controlplane.kubectl, "create", "namespace", "handed-over"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=controlplane.kubectl_env(config),
+        )
+        life.callback(held.kill)
+        until(lambda: "is pending: " in old.log)
+        same = start("b", "--recordings", str(tmp_path / "recordings" / "a"))
+        assert same.process.wait(60) != 0
+        assert "is used by another gateway; give each its own with --recordings" in same.log
+        new = start("b")
+        until(lambda: ready(metrics["b"]))
+        count = len(passed)
+        until(lambda: len(passed) > count + 1)
+        assert ask().status == 200  # still the old one's
+        old.process.send_signal(signal.SIGTERM)
+        until(lambda: not ready(metrics["a"]))
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            # While it lasts, what comes over the old connection is told to come again.
+            answer = ask()
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        old.process.wait(30)
+        count = len(passed)
+        until(lambda: len(passed) > count + 1)
+        over.set()
+        asking.join(60)
+        assert failed == []
+        assert "apr-" in approvals()  # asked of the old one
+        assert "refused" not in new.log
+        new.process.send_signal(signal.SIGTERM)
+        new.process.wait(30)
+    for name in "ab":
+        assert list((tmp_path / "recordings" / name).rglob("events.jsonl"))
+        assert verify.main([str(tmp_path / "recordings" / name)]) == 0

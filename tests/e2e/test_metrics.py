@@ -1,24 +1,40 @@
 """Metrics, readiness and the log in JSON of a real gateway."""
 
+import contextlib
 import http.server
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from addons.core import metrics
+from addons.core import auditevents, metrics
+from addons.core.doctor import Level
+from tests import canaries
 from tests.e2e import client, gateway, policies
+from tests.e2e.test_approvals import Stage
 
 pytestmark = pytest.mark.e2e
 
+PEOPLE = "tollgate:system:serviceaccounts:people"
 POLICY = (
-    policies.EVERYTHING
+    policies.EVERYTHING.replace("rules:", f"people: '\"{PEOPLE}\" in identity.groups'\nrules:", 1)
     + """
 - name: forbidden
   action: deny
   match: {resources: [configmaps], verbs: [delete]}
+- name: asked
+  action: hold
+  match: {subjects: [agents], resources: [namespaces], verbs: [create]}
+  approval: {groups: ["tollgate:system:serviceaccounts:people"], wait: 60s}
 budgets:
 - name: few
   match: {resources: [configmaps], verbs: [create]}
@@ -50,18 +66,61 @@ def collector():
     server.shutdown()
 
 
+class Line:
+    """The way to the API server, which a test can cut."""
+
+    def __init__(self, port: int) -> None:
+        self.far, self.cut = port, False
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.server.accept()
+                if self.cut:
+                    near.close()
+                    continue
+                far = socket.create_connection(("127.0.0.1", self.far))
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self.copy, args=(one, other), daemon=True).start()
+
+    def copy(self, one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        for end in (one, other):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
 @pytest.fixture(scope="module")
-def running(gateway_kubeconfig, collector, tmp_path_factory):
+def line(controlplane):
+    one = Line(controlplane.port)
+    yield one
+    one.server.close()
+
+
+@pytest.fixture(scope="module")
+def running(gateway_kubeconfig, controlplane, line, collector, tmp_path_factory):
     folder = tmp_path_factory.mktemp("metrics")
     (folder / "policy.yaml").write_text(POLICY)
+    text = gateway_kubeconfig.read_text()
+    assert str(controlplane.port) in text
+    own = folder / "gateway.kubeconfig"
+    own.touch(0o600)
+    own.write_text(text.replace(f":{controlplane.port}", f":{line.port}"))
     port = gateway.free_port()
     with gateway.running(
         folder,
-        *("--kubeconfig", str(gateway_kubeconfig)),
+        *("--kubeconfig", str(own)),
         *("--policies", str(folder / "policy.yaml")),
         *("--metrics", f"127.0.0.1:{port}"),
         *("--traces", f"http://127.0.0.1:{collector[0]}/v1/traces"),
         *("--log", "json"),
+        *("--", "-s", str(gateway.ROOT / "tests" / "e2e" / "slowdisk.py")),
+        environment={"TOLLGATE_TEST_SLOW_DISK": str(folder / "slow")},
     ) as one:
         one.metrics_port = port
         yield one
@@ -84,7 +143,7 @@ def value(found, name, **labels):
 def test_an_exchange_is_in_the_numbers(running, agent_token):
     maps = "/api/v1/namespaces/shop/configmaps"
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "metered"}}
-    secret = "/api/v1/namespaces/shop/secrets/db"
+    secret = "/api/v1/namespaces/shop/secrets/db-password"
 
     def send(method, path, token=agent_token, **more):
         return client.request(running.port, running.ca_file, method, path, token=token, **more).status
@@ -94,7 +153,7 @@ def test_an_exchange_is_in_the_numbers(running, agent_token):
     assert send("POST", maps, body=body) in (201, 409)
     assert send("DELETE", f"{maps}/settings") == 403
     assert send("GET", f"{maps}/settings", token="a.b.c") == 401
-    send("GET", secret)
+    assert send("GET", secret) == 200
     after = scrape(running)
 
     def more(name, **labels):
@@ -110,7 +169,8 @@ def test_an_exchange_is_in_the_numbers(running, agent_token):
     for phase in ("authenticate", "classify", "block", "approve", "mask", "upstream", "api-server", "answer"):
         assert more("tollgate_phase_seconds_count", phase=phase) >= 2, phase
     assert more("tollgate_added_seconds_count") >= 2
-    assert value(after, "tollgate_budget_used_ratio", budget="everything/few") == 0.25
+    assert more("tollgate_masked_values_total") >= 1
+    assert more("tollgate_budget_used_ratio", budget="everything/few") == 0.25
     assert value(after, "tollgate_policy_generation") >= 1
     assert value(after, "tollgate_ready") == 1
     assert 0 < value(after, "tollgate_credential_age_seconds") < 24 * 3600
@@ -122,23 +182,180 @@ def test_an_exchange_is_in_the_numbers(running, agent_token):
     assert {name for m in metrics.METRICS.values() for name in m.exported if not m.labels} <= {k[0] for k in after}
 
 
+def until(true, seconds=60.0):
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def names(expressions) -> set[str]:
+    return {name for text in expressions for name in re.findall(r"\b(?:tollgate|process)_\w+", text)}
+
+
+# What is 0 in a gateway with which all is well.
+WELL = {
+    "tollgate_record_trouble",
+    "tollgate_policy_stale",
+    "tollgate_credential_static",
+    "tollgate_credential_cluster_admin",
+}
+
+
+def test_every_metric_moves(running, controlplane, line, agent_token, engineer_token):
+    """Each is provoked, and is what the dashboard and the alert rules speak of."""
+    stage = Stage(running, controlplane)
+    maps, shop = "/api/v1/namespaces/shop/configmaps", "/api/v1/namespaces/shop"
+    high: dict[str, float] = {}
+
+    def send(method, path, token=agent_token, **more):
+        return client.request(running.port, running.ca_file, method, path, token=token, **more)
+
+    def seen():
+        for key, found in scrape(running).items():
+            high[key[0]] = max(high.get(key[0], 0.0), abs(found))
+        return high
+
+    assert send("POST", maps, body={"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "all"}}).status < 500
+    assert send("DELETE", f"{maps}/settings").status == 403
+    assert send("GET", maps, token="a.b.c").status == 401
+    assert send("GET", f"{shop}/secrets/db-password").status == 200  # masked
+    # Held, decided.
+    with ThreadPoolExecutor() as pool:
+        namespace = {"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": "asked-for"}}
+        held = pool.submit(send, "POST", "/api/v1/namespaces", body=namespace, seconds=90)
+        try:
+            name = stage.pending("asked-for")["metadata"]["name"]
+            assert seen()["tollgate_holds_waiting"] == high["tollgate_approvals_pending"] == 1
+            # The disk stands still, and what is read meanwhile waits for it.
+            slow = running.folder / "slow"
+            slow.touch()
+            try:
+
+                def stands_still():
+                    assert send("GET", f"{maps}/settings").status == 200  # a read waits for nothing
+                    return seen()["tollgate_record_lag_seconds"] > 1.5 and high["tollgate_records_waiting"] >= 1
+
+                until(stands_still)
+            finally:
+                slow.unlink()
+            until(lambda: not value(scrape(running), "tollgate_records_waiting"))
+            until(lambda: value(scrape(running), "tollgate_record_lag_seconds") < 1.5)
+        finally:
+            assert stage.decide(name, "Denied").status == 200
+        assert held.result(60).status == 403
+    until(lambda: value(scrape(running), "tollgate_decision_seconds_count", outcome="denied") == 1)
+    # Cut off from the API server.
+    line.cut = True
+    try:
+        assert send("GET", f"{maps}/settings").status == 502
+        until(lambda: value(scrape(running), "tollgate_upstream_errors_total", kind="connect"))
+        assert client.plain("127.0.0.1", running.metrics_port, "/readyz", {}).status == 200  # see docs/operations.md
+    finally:
+        line.cut = False
+    revoked = subprocess.run(
+        [
+            *(sys.executable, "-m", "addons.cli", "revoke", "--user", "nobody", "--for", "1m"),
+            *("--state", str(running.folder / "state")),
+        ],
+        env={**os.environ, "PYTHONPATH": str(gateway.ROOT)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert revoked.returncode == 0, revoked.stderr
+    until(lambda: seen()["tollgate_revocations_in_force"])
+    until(lambda: value(scrape(running), "tollgate_doctor_looked_timestamp_seconds"))
+    # A mistake in the policies, and then a rule that never matches.
+    policy = running.folder / "policy.yaml"
+    policy.write_text(POLICY + "nonsense: 1\n")
+    until(lambda: value(scrape(running), "tollgate_policy_stale") == 1)
+    assert b"doctor/policies problem" in client.plain("127.0.0.1", running.metrics_port, "/readyz?verbose", {}).body
+    never = "- {name: never, action: allow, match: {resources: [configmaps], verbs: [delete]}}\n"
+    policy.write_text(POLICY.replace("budgets:", never + "budgets:"))
+    until(lambda: value(scrape(running), "tollgate_policy_stale") == 0 and seen()["tollgate_policy_warnings"])
+    seen()
+    exported = {name for metric in metrics.METRICS.values() for name in metric.exported}
+    assert sorted(name for name in exported - WELL if not high.get(name)) == []
+    assert high.keys() >= WELL
+    folder = gateway.ROOT / "deploy" / "observability"
+    rules = [
+        rule["expr"] for g in yaml.safe_load((folder / "alerts.yaml").read_text())["groups"] for rule in g["rules"]
+    ]
+    panels = json.loads((folder / "dashboard.json").read_text())["panels"]
+    spoken_of = names(rules) | names(target["expr"] for panel in panels for target in panel["targets"])
+    assert spoken_of <= high.keys()
+    for name in ("all", "metered"):
+        controlplane.request("DELETE", f"{maps}/{name}")
+    values = {
+        label: {dict(key[1:])[label] for key in scrape(running) if label in dict(key[1:])}
+        for metric in metrics.METRICS.values()
+        for label in metric.labels
+    }
+    assert values["impact"] <= set(metrics.IMPACTS)
+    assert values["verdict"] <= set(metrics.VERDICTS)
+    assert values["phase"] <= set(metrics.PHASES)
+    assert values["level"] <= {level.word for level in Level}
+    assert values["issuer"] == {"cluster"}
+    assert values["certificate"] == {"serving", "api-server"}
+    assert max(map(len, values.values())) <= 30
+
+
 def test_health(running):
     assert client.plain("127.0.0.1", running.metrics_port, "/healthz", {}).status == 200
     answer = client.plain("127.0.0.1", running.metrics_port, "/readyz", {})
     found = json.loads(answer.body)
     assert (answer.status, found["ready"]) == (200, True)
-    assert {"authenticate", "approve", "listener"} <= found["parts"].keys()
+    assert {"authenticate", "approve", "record", "upstream", "listener"} <= found["parts"].keys()
+
+
+def test_readiness_in_the_lines_of_kubernetes(running):
+    """As docs/operations.md shows it: what the doctor found in words, and nothing that is nobody's business."""
+    wanted = {"clock", "credential", "folders", "certificate", "upstream", "issuers", "policies", "rights"}
+
+    def asked():
+        answer = client.plain("127.0.0.1", running.metrics_port, "/readyz?verbose", {})
+        assert answer.status == 200
+        lines = answer.body.decode().splitlines()
+        return lines if wanted <= {one.removeprefix("[+]doctor/").split(" ")[0] for one in lines} else None
+
+    lines = until(asked)
+    assert lines[-1] == "readyz check passed"
+    assert "[+]authenticate ok" in lines
+    assert "[+]doctor/clock ok" in lines
+    for one in lines[:-1]:
+        assert re.fullmatch(r"\[\+\][a-z-]+ ok|\[\+\]doctor/[a-z]+ (ok|(warning|problem), see the log)", one)
 
 
 def test_the_log_is_json_with_the_id_of_the_request(controlplane, running, agent_token):
     path = "/api/v1/namespaces/shop/configmaps/settings"
-    assert client.request(running.port, running.ca_file, "DELETE", path, token=agent_token).status == 403
+    headers = {"User-Agent": "kubectl/v9 (test)", "Kubectl-Session": "5f0c1a9e"}
+    answer = client.request(running.port, running.ca_file, "DELETE", path, token=agent_token, headers=headers)
+    assert answer.status == 403
+    # A token where a name and where a program's name belong.
+    token = canaries.VALUES["github token"].decode()
+    for where, agent in ((f"{path}-{token}", "x"), (path, f"agent/{token}")):
+        client.request(running.port, running.ca_file, "DELETE", where, token=agent_token, headers={"User-Agent": agent})
     lines = [json.loads(line) for line in running.log.splitlines() if line.startswith("{")]
     refused = [line for line in lines if "refused 403" in line["message"]]
     assert refused
     assert all(line["request"] for line in refused)
+    claimed = [one for one in lines if one.get("claimedSession") == "5f0c1a9e"]
+    assert {one["claimedAgent"] for one in claimed} == {"kubectl/v9 (test)"}
+    assert any("deny" in one["message"] for one in claimed)
     assert agent_token not in running.log
+    assert token not in running.log
     assert sum(not line.startswith("{") for line in running.log.splitlines()) <= 2  # before it was told so
+    # And in the record, under the same id.
+    (event,) = [
+        event
+        for file in (running.folder / "recordings").rglob("events.jsonl")
+        for event in map(json.loads, file.read_text().splitlines())
+        if event["auditID"] == claimed[0]["request"]
+    ]
+    assert event["userAgent"] == "kubectl/v9 (test)"
+    assert json.loads(event["annotations"][auditevents.OPERATION])["claimedSession"] == "5f0c1a9e"
 
 
 def test_the_span_joins_the_clients_trace(running, collector, agent_token):

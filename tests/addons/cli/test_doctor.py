@@ -4,6 +4,7 @@ import datetime
 import io
 import json
 import os
+import shutil
 import socket
 
 import pytest
@@ -117,7 +118,7 @@ def levels_of(found):
 
 
 def test_a_full_disk(setup, tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: doctor.shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     *_, recordings = doctor._folders(setup())
     assert recordings.level is Level.WARNING
 

@@ -269,3 +269,26 @@ def test_owners_who_have_left(plan, tmp_path):
 def test_the_port_of_metrics_is_an_address(plan):
     with pytest.raises(serve.UsageError, match="--metrics"):
         plan("--metrics", "9464")
+
+
+def test_a_port_that_is_shared():
+    """Only where both say so."""
+    with socket.socket() as alone, socket.socket() as sharing:
+        alone.bind(("127.0.0.1", 0))
+        alone.listen()
+        with pytest.raises(serve.UsageError, match="--listen: cannot listen"):
+            serve.check_free(*alone.getsockname(), "--listen", shared=True)
+        sharing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sharing.bind(("127.0.0.1", 0))
+        sharing.listen()
+        serve.check_free(*sharing.getsockname(), "--listen", shared=True)
+        with pytest.raises(serve.UsageError, match="--listen: cannot listen"):
+            serve.check_free(*sharing.getsockname(), "--listen")
+
+
+def test_sharing_is_for_linux(plan, monkeypatch):
+    assert "tollgate_reuse_port=true" in plan("--reuse-port").argv
+    assert "tollgate_reuse_port=false" in plan().argv
+    monkeypatch.setattr(serve.sys, "platform", "darwin")
+    with pytest.raises(serve.UsageError, match="works on Linux only"):
+        plan("--reuse-port")

@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from addons.core import authconfig, tokens
 from addons.core.authconfig import AuthConfig, Issuer, Source
+from addons.core.doctor import Level
 from addons.core.tokens import KeySet, TokenError
 from addons.net import issuers
 from addons.net.apiserver import Answer, ApiServerError
@@ -479,3 +480,26 @@ async def test_a_missing_right_of_the_gateway_is_named():
     api.pages["/.well-known/openid-configuration"] = 403
     with pytest.raises(IssuerError, match="system:service-account-issuer-discovery"):
         await issuers.Cluster(api).fetch_issuer()
+
+
+async def test_how_old_the_keys_are():
+    keys, _, clock, _ = keys_of(key_set(0), IssuerError("down"))
+    clock.now += 7
+    assert keys.age == 7  # there never were any
+    await keys.refresh()
+    assert keys.age == 0
+    clock.now += 30
+    with pytest.raises(IssuerError):
+        await keys.refresh()
+    assert keys.age == 30
+
+
+async def test_what_the_doctor_hears_of_issuers():
+    clock = Clock()
+    one = issuers.Authenticator(AuthConfig(), FakeApi(), accept_cluster=True, clock=clock)
+    assert [finding.level for finding in one.findings()] == [Level.PROBLEM]
+    one.cluster_keys.keys = key_set(0)
+    assert [finding.level for finding in one.findings()] == [Level.OK]
+    clock.now += issuers.STALE + 1
+    assert one.key_ages() == {"cluster": issuers.STALE + 1}
+    assert [finding.level for finding in one.findings()] == [Level.WARNING]

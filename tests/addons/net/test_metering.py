@@ -102,9 +102,14 @@ async def test_the_port(port):
         assert (answer.status, (await answer.json())["status"]) == (200, "ok")
     async with client.get("/readyz") as answer:
         assert (answer.status, await answer.json()) == (503, ready)
+    ready["parts"] = {"listener": {"ready": False, "detail": "on a socket of acme"}}
+    async with client.get("/readyz?verbose") as answer:
+        text = "[-]listener failed: reason withheld\nreadyz check failed\n"
+        assert (answer.status, answer.content_type, await answer.text()) == (503, "text/plain", text)
     ready["ready"] = True
-    async with client.get("/readyz") as answer:
-        assert answer.status == 200
+    for path in ("/readyz", "/readyz?verbose"):
+        async with client.get(path) as answer:
+            assert answer.status == 200
     async with client.get("/metrics") as answer:
         found = values(await answer.text())
     assert found["tollgate_holds_waiting",] == 7

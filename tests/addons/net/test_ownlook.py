@@ -1,5 +1,6 @@
 """Against a server that answers as told; against the real one in tests/e2e/test_doctor.py."""
 
+import asyncio
 import datetime
 import json
 import ssl
@@ -187,3 +188,20 @@ async def test_pods_and_secrets_that_cannot_be_read_are_unknown(api):
     fake.answers[f"{LISTS}/rolebindings?limit=500"] = {"items": []}
     seen = await ownlook.cluster(server)
     assert (seen.accounts, seen.pods, seen.token_secrets) == (None, None, None)
+
+
+async def test_few_questions_at_once(monkeypatch):
+    """A running gateway fetches for its requests over the same connections."""
+    under_way, most = 0, 0
+
+    async def ask(_server, _question):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return True
+
+    monkeypatch.setattr(ownlook, "_may", ask)
+    assert len(await ownlook.may(None, ownrights.QUESTIONS)) == len(set(ownrights.QUESTIONS))
+    assert most == ownlook.AT_ONCE

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -703,3 +705,39 @@ def test_settings_have_safe_defaults(tmp_path):
 def test_stage_of_what_is_written_ahead():
     assert recording.event("a", stage=Stage.RECEIVED)["stage"] == "RequestReceived"
     assert auditevents.seconds(recording.event("a")["requestReceivedTimestamp"]) == DAY
+
+
+async def until(true, seconds=20.0):
+    """The writer's thread tells nobody of what nobody waits for."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+async def test_how_far_behind_the_disk_is(tmp_path, ticks):
+    one = start(tmp_path, monotonic=ticks)
+    release = threading.Event()
+    assert (one.lag, one.waiting) == (0.0, 0)
+    one.submit(release.wait)
+    one.enqueue(record("a"))
+    ticks.now += 3
+    one.enqueue(record("b"))
+    ticks.now += 4
+    assert (one.lag, one.waiting) == (7, 2)  # the oldest one's, not the newest's
+    release.set()
+    await until(lambda: one.waiting == 0)
+    ticks.now += 1  # what is due now
+    await until(lambda: one.lag == 0)
+    one.close()
+
+
+async def test_what_is_only_in_the_page_cache_is_not_on_disk(tmp_path, ticks):
+    one = start(tmp_path, monotonic=ticks)
+    one.enqueue(record("a"))
+    await until(lambda: one.waiting == 0)
+    ticks.now += 0.5
+    assert one.lag == 0.5
+    ticks.now += recorder.SYNC_EVERY
+    await until(lambda: one.lag == 0)
+    one.close()

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from addons.net.spool import Place, Spool
+from addons.net import spool as module
+from addons.net.spool import InUse, Place, Spool
 
 
 def make(folder, **options):
@@ -79,6 +80,7 @@ def test_a_removed_segment_is_passed_over(tmp_path):
     start = spool.cursor("a")
     for n in range(5):
         spool.append([b"line-%d" % n])
+    spool.close()
     (tmp_path / "ship" / "000000000002.jsonl").unlink()
     assert all_of(make(tmp_path, segment=10), start) == [b"line-0", b"line-2", b"line-3", b"line-4"]
 
@@ -150,3 +152,23 @@ def test_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "ship").write_text("x")
     with pytest.raises(OSError, match="exists"):
         make(tmp_path)
+
+
+def test_two_processes_have_two_spools(tmp_path, monkeypatch):
+    """While one gateway takes over from another; the same segments written by both would lose lines."""
+    monkeypatch.setattr(module, "MAX_SPOOLS", 2)
+    first = make(tmp_path)
+    with pytest.raises(InUse):
+        make(tmp_path)
+    second = module.first_free(tmp_path, clock=lambda: "")
+    second.append([b"2"])
+    assert list((tmp_path / "ship-2").glob("*.jsonl"))
+    with pytest.raises(InUse, match="2 gateways ship from"):
+        module.first_free(tmp_path, clock=lambda: "")
+    first.close()
+    first.close()
+    third = module.first_free(tmp_path, clock=lambda: "")
+    third.append([b"3"])
+    assert (tmp_path / "ship" / "000000000001.jsonl").read_bytes() == b"3\n"
+    third.close()
+    second.close()
