@@ -1,6 +1,7 @@
 """
 The commands of the README, docs/operations.md, docs/recordings.md and others, run as they stand there: an agent,
-an approver and an operator at the demo's gateway. The demo itself: tests/e2e/test_demo.py. That none is left out: tests/test_documented.py.
+an approver and an operator at the demo's gateway. The demo itself: tests/e2e/test_demo.py. That none is left out:
+tests/test_documented.py.
 """
 
 import json
