@@ -45,10 +45,21 @@ class Outcome:
 
 
 class Load:
-    """`token`: asked before each request. `answers`: all so far, by whatever worker, in order."""
+    """
+    `token` and `bad_token`, of nobody who is let in: asked before each request. `answers`: all so far, by
+    whatever worker, in order.
+    """
 
-    def __init__(self, one: Gateway, cluster: ControlPlane, token: Callable[[], str], seconds: float = 20) -> None:
-        self.gateway, self.cluster, self.token, self.seconds = one, cluster, token, seconds
+    def __init__(
+        self,
+        one: Gateway,
+        cluster: ControlPlane,
+        token: Callable[[], str],
+        *,
+        bad_token: Callable[[], str] = lambda: "no-token-of-ours",
+        seconds: float = 20,
+    ) -> None:
+        self.gateway, self.cluster, self.token, self.bad_token, self.seconds = one, cluster, token, bad_token, seconds
         self.prefix = f"load-{next(NAMES)}"
         self.since = cluster.audit_position()
         self.answers: list[Outcome] = []
@@ -81,7 +92,7 @@ class Load:
         more: dict[str, object] = {}
         match number % 3:
             case 1:
-                name, more = name.removeprefix("forbidden-") + "-nobody", {"token": "no-token-of-ours"}
+                name, more = name.removeprefix("forbidden-") + "-nobody", {"token": self.bad_token()}
             case 2:
                 name, more = name.removeprefix("forbidden-") + "-root", {"headers": {"Impersonate-User": "root"}}
         return self._ask("POST", MAPS, "forbidden", name, body={"metadata": {"name": name}}, **more)
