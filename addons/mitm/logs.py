@@ -15,6 +15,8 @@ from mitmproxy.exceptions import OptionsError
 from mitmproxy.log import MitmFormatter
 from mitmproxy.utils import human, vt_codes
 
+from addons.mitm import listening
+
 TEXT, JSON = "text", "json"
 _request: ContextVar[str] = ContextVar("tollgate_request", default="")
 
@@ -29,6 +31,17 @@ class _OneSentence(logging.Filter):
         return True
 
 
+class _NoTraceback(logging.Filter):
+    """A connection that cannot be accepted is no mistake of anybody's code, and comes every second."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, OSError) and error.errno in listening.EXHAUSTED:
+            record.msg, record.args = "out of resources, so connections have to wait: %s", (error.strerror,)
+            record.exc_info = None
+        return True
+
+
 def tidy() -> None:
     """Idempotent; called when the guard loads, so before any other script of ours."""
     # One line a connection and one a chunk of every stream: noise beside our own lines.
@@ -36,6 +49,9 @@ def tidy() -> None:
     scripts = logging.getLogger("mitmproxy.addons.script")
     if not any(isinstance(f, _OneSentence) for f in scripts.filters):
         scripts.addFilter(_OneSentence())
+    loop = logging.getLogger("mitmproxy.master")
+    if not any(isinstance(f, _NoTraceback) for f in loop.filters):
+        loop.addFilter(_NoTraceback())
 
 
 def about(request_id: str) -> None:

@@ -8,7 +8,6 @@ import datetime
 import json
 import resource
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from addons.net import certificates
-from tests.e2e import client, clocks, gateway, keyissuer
+from tests.e2e import client, clocks, faultproxy, gateway, keyissuer
 from tests.e2e.clocks import DAY, HOUR
 from tests.e2e.load import MAPS, POLICY, Load
 
@@ -90,7 +89,7 @@ COUNTED = """
 budgets:
 - {name: deletes, match: {impacts: [delete]}, limit: 2, window: 10m, per: identity, over: deny}
 """
-PEOPLE = 'people: \'identity.username == "tollgate:system:serviceaccount:people:engineer"\'\nrules:'
+PEOPLE = "people: 'identity.username == \"tollgate:system:serviceaccount:people:engineer\"'\nrules:"
 
 
 class Asker:
@@ -334,16 +333,83 @@ def test_out_of_file_descriptors(controlplane, gateway_kubeconfig, agent_token, 
                 connection.settimeout(10)
                 connection.connect(("127.0.0.1", one.port))
             until(lambda: descriptors(pid) >= most - 1, one)
-            lines = len(one.log.splitlines())
-            broken = sum(o.status == 0 for o in load.answers)
+            began, lines = time.monotonic(), len(one.log.splitlines())
             load.wait_for(lambda o: not ok(o), 6, seconds=90)
-            time.sleep(5)  # of it
+            until(lambda: one.log.count("out of resources, so connections have to wait") >= 3, one)
             said = one.log.splitlines()[lines:]
+            # One line a second, and one for each request that nobody could answer.
+            assert len(said) < 3 * (time.monotonic() - began) + 2 * len(load.answers), "\n".join(said[:40])
             for connection in silent:
                 connection.close()
             load.wait_for(ok, 6)  # by itself, with what there is
+            # Enough for a client and not for the API server, the record or the state.
+            lines, asked = len(one.log.splitlines()), len(load.answers)
+            for spare in (0, 2):
+                set_limit(pid, resource.RLIMIT_NOFILE, descriptors(pid) + spare)
+                load.wait_for(lambda o: True, 6, seconds=90)
             set_limit(pid, resource.RLIMIT_NOFILE, before)
             load.wait_for(ok, 6)
+            assert len(one.log.splitlines()) - lines < 100 + 20 * (len(load.answers) - asked), one.log[-3000:]
         load.wait_until_well()
-        print(len(said), "lines", "\n".join(said[:60]), load.statuses(), broken)
     load.check()
+
+
+# The network behind the gateway
+
+
+@pytest.fixture(scope="module")
+def network(controlplane, tmp_path_factory):
+    one = faultproxy.FaultProxy(controlplane, tmp_path_factory.mktemp("faultproxy"))
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def behind(controlplane, network, tmp_path_factory):
+    """A gateway behind the bad network: makes loads on it, whose records are looked at when it has left."""
+    folder, loads = tmp_path_factory.mktemp("behind"), []
+    token = controlplane.token("agents", "ci-agent")
+    with gateway_of(folder, network.kubeconfig(folder / "own.kubeconfig")) as one:
+
+        def make():
+            loads.append(Load(one, controlplane, lambda: token))
+            return loads[-1]
+
+        yield make
+    assert "Traceback" not in one.log
+    for load in loads:
+        load.check_record()
+
+
+@pytest.mark.parametrize("name", faultproxy.FAULTS)
+def test_a_bad_network(network, behind, name):
+    load = behind()
+    load.wait_until_well()
+    with load.running():
+        load.wait_for(ok, 4)
+        before, network.fault = network.met, faultproxy.FAULTS[name]
+        try:
+            load.wait_for(lambda o: o.kind != "forbidden", 12)
+            until(lambda: network.met - before >= 6, load.gateway)
+        finally:
+            network.fault = None
+        load.wait_for(ok, 6)
+    load.wait_until_well()
+    load.check_answers()
+    load.check_cluster()
+
+
+def test_a_slow_network(network, behind):
+    load = behind()
+    load.wait_until_well()
+    with load.running():
+        network.delay = 1
+        try:
+            load.wait_for(ok, 4)  # late, but whole
+            load.wait_for(lambda o: o.kind == "forbidden", 4)  # and who is refused does not wait for others
+        finally:
+            network.delay = 0
+        load.wait_for(ok, 6)
+    assert set(load.statuses()["read"]) == {200}
+    load.check_answers()
+    load.check_cluster()
