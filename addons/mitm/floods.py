@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import h2.connection
 import h2.exceptions
+import h2.frame_buffer
 from hyperframe import frame as frames
 from mitmproxy.connection import Connection
 from mitmproxy.proxy import commands, events, layer
@@ -120,6 +121,17 @@ def _send_data(original: Any) -> Any:
     return send_data
 
 
+def _next_frame(original: Any) -> Any:
+    def next_frame(self: h2.frame_buffer.FrameBuffer) -> frames.Frame:
+        # RFC 9113, 4.2. hyper-h2 looks when the frame is complete: it would keep 16 MiB of one that says so, and
+        # what a broken hop makes of the API server's answers would be waited for, for ever.
+        if len(self._data) >= 3:
+            self._validate_frame_length(int.from_bytes(self._data[:3]))
+        return original(self)
+
+    return next_frame
+
+
 def _handle_connection(original: Any) -> Any:
     @functools.wraps(original)  # engine looks whether this is still the function that it was written for
     async def handle_connection(self: ConnectionHandler, connection: Connection) -> None:
@@ -143,5 +155,6 @@ def install() -> None:
     _http1.Http1Connection.wait = _wait(_http1.Http1Connection.wait)
     received = h2.connection.H2Connection._receive_frame
     BufferedH2Connection._receive_frame = _receive_frame(received, time.monotonic)
+    h2.frame_buffer.FrameBuffer.__next__ = _next_frame(h2.frame_buffer.FrameBuffer.__next__)
     BufferedH2Connection.send_data = _send_data(BufferedH2Connection.send_data)
     ConnectionHandler.handle_connection = _handle_connection(ConnectionHandler.handle_connection)

@@ -5,6 +5,7 @@ frame by frame while a test wants it.
 
 import asyncio
 import contextlib
+import ssl
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -84,19 +85,23 @@ FAULTS: dict[str, Fault] = {
 
 
 class FaultProxy(Recorder):
-    """`fault` is met by the frames of answers from now on; `delay`: seconds before each. `met`: how many were changed."""
+    """`fault`: what the frames of answers meet from now on. `delay`: seconds before each. `met`: how many changed."""
 
     def __init__(self, controlplane: ControlPlane, folder: Path) -> None:
         super().__init__(controlplane, folder)
-        for context in (self.near, self.far):
-            context.set_alpn_protocols(["h2"])
+        self.near.set_alpn_protocols(["h2", "http/1.1"])  # the gateway's own questions come over HTTP/1.1
+        self.far_h2 = ssl.create_default_context(cafile=str(controlplane.ca_file))
+        self.far_h2.set_alpn_protocols(["h2"])
         self.fault: Fault | None = None
         self.delay = 0.0
         self.met = 0
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if writer.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
+            await super()._relay(reader, writer)
+            return
         with contextlib.suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.controlplane.port, ssl=self.far)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.controlplane.port, ssl=self.far_h2)
             forth = asyncio.create_task(self._forth(reader, far_writer))
             try:
                 await self._back(far_reader, writer)

@@ -5,19 +5,24 @@ Nobody counts on an answer while it breaks. What is looked at: nothing forbidden
 answer looked whole and was not, what was acknowledged is there, and all that arrived is in an unbroken record.
 """
 
+import asyncio
 import contextlib
 import itertools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+
+import h2.exceptions
 
 from addons.cli import verify
 from addons.core import auditevents
 from addons.net import recordings
+from tests import http2
 from tests.cluster.controlplane import ControlPlane
 from tests.e2e import audit, client, policies
+from tests.e2e.client import Answer
 from tests.e2e.gateway import Gateway
 
 MAPS = "/api/v1/namespaces/shop/configmaps"
@@ -45,6 +50,44 @@ class Outcome:
     reason: str
 
 
+class Http2:
+    """A client of one HTTP/2 connection, in its thread: the gateway then speaks HTTP/2 to the API server as well."""
+
+    def __init__(self, one: Gateway) -> None:
+        self._gateway = one
+        self._runner = asyncio.Runner()
+        self._life = contextlib.AsyncExitStack()
+        self._client: http2.Client | None = None
+
+    def request(self, method: str, path: str, fields: Mapping[str, str], body: bytes | None, seconds: float) -> Answer:
+        return self._runner.run(self._request(method, path, fields, body, seconds))
+
+    async def _request(
+        self, method: str, path: str, fields: Mapping[str, str], body: bytes | None, seconds: float
+    ) -> Answer:
+        headers = tuple((name.lower(), value) for name, value in fields.items())
+        try:
+            if self._client is None:
+                connecting = http2.connect(self._gateway.port, self._gateway.ca_file)
+                self._client = await self._life.enter_async_context(connecting)
+            found = await self._client.request(path, seconds, method=method, headers=headers, body=body)
+        except (OSError, h2.exceptions.ProtocolError, TimeoutError):
+            await self._leave()
+            return Answer(BROKEN, {}, b"")
+        if found.reset is not None or self._client.task.done():
+            await self._leave()
+        return Answer(BROKEN if found.reset is not None else found.status, found.headers, bytes(found.body))
+
+    async def _leave(self) -> None:
+        self._client = None
+        with contextlib.suppress(OSError, h2.exceptions.ProtocolError):
+            await self._life.aclose()
+
+    def close(self) -> None:
+        self._runner.run(self._leave())
+        self._runner.close()
+
+
 class Load:
     """
     `token` and `bad_token`, of nobody who is let in: asked before each request. `answers`: all so far, by
@@ -59,7 +102,10 @@ class Load:
         *,
         bad_token: Callable[[], str] = lambda: "no-token-of-ours",
         seconds: float = 20,
+        http: int = 1,
     ) -> None:
+        self.http = http
+        self._own = threading.local()  # each worker's connection, over HTTP/2
         self.gateway, self.cluster, self.token, self.bad_token, self.seconds = one, cluster, token, bad_token, seconds
         self.prefix = f"load-{next(NAMES)}"
         self.since = cluster.audit_position()
@@ -67,15 +113,27 @@ class Load:
         self._numbers = itertools.count()
         self._over = threading.Event()
 
-    def _ask(self, method: str, path: str, kind: str, name: str, **more: object) -> Outcome:
-        answer = client.request(
-            self.gateway.port,
-            self.gateway.ca_file,
-            method,
-            path,
-            seconds=self.seconds,
-            **{"token": self.token(), **more},  # type: ignore[arg-type]  # what request takes, each of a type of its own
-        )
+    def _ask(
+        self, method: str, path: str, kind: str, name: str, *, body: object = None, token: str = "", **fields: str
+    ) -> Outcome:
+        headers = {"Authorization": f"Bearer {token or self.token()}", "Content-Type": "application/json"}
+        headers |= {field.replace("_", "-"): value for field, value in fields.items()}
+        content = None if body is None else json.dumps(body).encode()
+        if self.http == 1:
+            answer = client.request(
+                self.gateway.port,
+                self.gateway.ca_file,
+                method,
+                path,
+                body=content,
+                headers=headers,
+                seconds=self.seconds,
+            )
+        elif (own := getattr(self._own, "client", None)) is not None:
+            answer = own.request(method, path, headers, content, self.seconds)
+        else:
+            with contextlib.closing(Http2(self.gateway)) as once:
+                answer = once.request(method, path, headers, content, self.seconds)
         outcome = Outcome(kind, name, answer.status, answer.body, answer.reason)
         self.answers.append(outcome)
         return outcome
@@ -93,17 +151,20 @@ class Load:
     def forbidden(self) -> Outcome:
         number = next(self._numbers)
         name = f"forbidden-{self.prefix}-{number}"
-        more: dict[str, object] = {}
+        more: dict[str, str] = {}
         match number % 3:
             case 1:
                 name, more = name.removeprefix("forbidden-") + "-nobody", {"token": self.bad_token()}
             case 2:
-                name, more = name.removeprefix("forbidden-") + "-root", {"headers": {"Impersonate-User": "root"}}
+                name, more = name.removeprefix("forbidden-") + "-root", {"Impersonate_User": "root"}
         return self._ask("POST", MAPS, "forbidden", name, body={"metadata": {"name": name}}, **more)
 
     def _work(self, ask: Callable[[], Outcome]) -> None:
-        while not self._over.wait(PAUSE):
-            ask()
+        with contextlib.ExitStack() as life:
+            if self.http == 2:
+                self._own.client = life.enter_context(contextlib.closing(Http2(self.gateway)))
+            while not self._over.wait(PAUSE):
+                ask()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Load"]:
@@ -133,6 +194,7 @@ class Load:
         while good < 6:
             good = good + 1 if self.read().status == 200 and self.write().status == 201 else 0
             assert time.monotonic() < deadline, (self.statuses(), self.gateway.log[-3000:])
+            time.sleep(PAUSE)
 
     def statuses(self) -> dict[str, dict[int, int]]:
         """How often each status came, by kind."""

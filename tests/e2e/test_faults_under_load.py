@@ -372,7 +372,7 @@ def behind(controlplane, network, tmp_path_factory):
     with gateway_of(folder, network.kubeconfig(folder / "own.kubeconfig")) as one:
 
         def make():
-            loads.append(Load(one, controlplane, lambda: token))
+            loads.append(Load(one, controlplane, lambda: token, http=2))
             return loads[-1]
 
         yield make
