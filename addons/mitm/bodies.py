@@ -17,6 +17,7 @@ not between two reads, since the byte a minute is what it is for; the API server
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -79,7 +80,7 @@ def _too_much(stream: HttpStream, size: int) -> status.Refusal | None:
 def _start_waiting(stream: HttpStream) -> None:
     seconds = ctx.options.tollgate_body_timeout if "tollgate_body_timeout" in ctx.options else TIME_LIMIT
     if seconds > 0:
-        _waiting[stream] = asyncio.get_running_loop().call_later(seconds, _give_up, stream)
+        _waiting[stream] = asyncio.get_running_loop().call_later(seconds, _give_up, weakref.ref(stream))
 
 
 def _stop_waiting(stream: HttpStream) -> None:
@@ -87,7 +88,11 @@ def _stop_waiting(stream: HttpStream) -> None:
         timer.cancel()
 
 
-def _give_up(stream: HttpStream) -> None:
+def _give_up(reference: "weakref.ref[HttpStream]") -> None:
+    # Not the stream: a connection that crashes (no memory) does not tell its streams, and their bodies must go.
+    stream = reference()
+    if stream is None:
+        return
     _waiting.pop(stream, None)
     # Should the end come before the cut does: the guard's last word refuses what has this.
     facts.of(stream.flow).cut_off = TOO_SLOW

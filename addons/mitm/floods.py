@@ -8,7 +8,11 @@ whatever their size; and HTTP/2 frames that are no request cost the loop that ev
 addons/mitm/errors.py; the message of a WebSocket: addons/mitm/websockets.py.)
 """
 
+import asyncio
+import contextlib
 import functools
+import gc
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +22,7 @@ import h2.connection
 import h2.exceptions
 import h2.frame_buffer
 from hyperframe import frame as frames
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import ErrorCode, RequestProtocolError, _http1
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
@@ -30,6 +34,8 @@ from addons.core import limits
 from addons.mitm import errors
 from addons.mitm.patching import patch
 
+logger = logging.getLogger(__name__)
+
 MAX_HELLO = 16 * 1024  # bytes; with post-quantum keys it has 2 KiB, OpenSSL's own limit for most messages is 16
 MAX_HELLO_PIECES = 256  # it comes in one or two
 MAX_KEPT = 64 * 1024  # bytes of a chunk's line, of trailers, of what waits behind a request
@@ -40,6 +46,7 @@ FRAMES_RATE = 200  # more a second
 FRAMES_OF_REQUEST = 4  # more with each request, which is counted itself: a small body, its end, a window, a reset
 FRAMES_OF_RESET = 10  # what one costs: its request was begun for nothing; 330 at once, then 33 a second
 BYTES_OF_UPDATE = 1024  # sent to the client; Go answers each 4 KiB with two WINDOW_UPDATEs
+SOON = 0.1  # seconds until what a connection kept is freed, when that has been closed
 SMALL = 64  # bytes of a DATA frame that carries something
 
 _allowances: WeakKeyDictionary[h2.connection.H2Connection, limits.Allowance] = WeakKeyDictionary()
@@ -138,6 +145,14 @@ def _handle_connection(original: Any) -> Any:
         io = self.transports[connection]
         try:
             await original(self, connection)
+        except MemoryError:
+            # This connection ends. What it has kept is in cycles, which the collector would come to in an hour
+            # (addons/mitm/collector.py), and until then no other connection could read a byte.
+            logger.error("no memory for what %s sends; the connection is closed", connection.peername)  # noqa: TRY400
+            connection.state = ConnectionState.CLOSED
+            with contextlib.suppress(MemoryError):
+                await self.server_event(events.ConnectionClosed(connection))  # its exchanges end, and drop what they kept
+            asyncio.get_running_loop().call_later(SOON, gc.collect)
         finally:
             # Two reasons to close at once cancel mitmproxy's task twice, and it forgets the socket: open, with
             # all that was read of it, until the collector comes by.

@@ -6,6 +6,7 @@ well again by itself. What the load is and what must be true of it: tests/e2e/lo
 import contextlib
 import datetime
 import json
+import re
 import resource
 import socket
 import subprocess
@@ -351,6 +352,33 @@ def test_out_of_file_descriptors(controlplane, gateway_kubeconfig, agent_token, 
             load.wait_for(ok, 6)
             assert len(one.log.splitlines()) - lines < 100 + 20 * (len(load.answers) - asked), one.log[-3000:]
         load.wait_until_well()
+    load.check()
+
+
+def size_of(pid):
+    """Bytes of its address space."""
+    return int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
+
+
+def test_out_of_memory_for_one_request(controlplane, gateway_kubeconfig, agent_token, tmp_path):
+    huge = json.dumps({"metadata": {"name": f"huge-{time.time_ns()}"}, "data": {"x": "y" * 150_000_000}}).encode()
+    with gateway_of(tmp_path, gateway_kubeconfig, settings=["body_size_limit=200m"]) as one:
+        pid = one.process.pid
+        load = Load(one, controlplane, lambda: agent_token)
+        load.wait_until_well()
+        since = controlplane.audit_position()
+        with load.running():
+            load.wait_for(ok, 6)
+            before = set_limit(pid, resource.RLIMIT_AS, size_of(pid) + 100_000_000)
+            for _ in range(2):
+                answer = client.request(one.port, one.ca_file, "POST", MAPS, token=agent_token, body=huge, seconds=60)
+                assert answer.status in (0, 413, 500, 502, 503), answer.body[:300]
+                load.wait_for(ok, 6, seconds=30)  # others go on
+            set_limit(pid, resource.RLIMIT_AS, before)
+            load.wait_for(ok, 6)
+        load.wait_until_well()
+        assert not [e for e in controlplane.audit_events(since) if "huge-" in json.dumps(e.get("objectRef", {}))]
+        assert "no memory for what" in one.log
     load.check()
 
 

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import ssl
+import weakref
 
 import h2.events
 import h2.exceptions
@@ -362,7 +363,7 @@ async def test_a_body_that_ends_as_its_time_does_is_refused_by_the_last_word(tls
         client.connection.end_stream(sid)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(bodies.cutting, "cut", lambda *_: None)  # it has not arrived yet
-            bodies._give_up(waiting[0])
+            bodies._give_up(weakref.ref(waiting[0]))
         client.flush()
         await client.answers[sid].ended.wait()
     assert seen == [bodies.TOO_SLOW]
