@@ -148,10 +148,12 @@ def _handle_connection(original: Any) -> Any:
         except MemoryError:
             # This connection ends. What it has kept is in cycles, which the collector would come to in an hour
             # (addons/mitm/collector.py), and until then no other connection could read a byte.
-            logger.error("no memory for what %s sends; the connection is closed", connection.peername)  # noqa: TRY400
+            logger.error("no memory for what %s sends; the connection is closed", connection.peername)
             connection.state = ConnectionState.CLOSED
             with contextlib.suppress(MemoryError):
-                await self.server_event(events.ConnectionClosed(connection))  # its exchanges end, and drop what they kept
+                await self.server_event(
+                    events.ConnectionClosed(connection)
+                )  # its exchanges end, and drop what they kept
             asyncio.get_running_loop().call_later(SOON, gc.collect)
         finally:
             # Two reasons to close at once cancel mitmproxy's task twice, and it forgets the socket: open, with

@@ -211,6 +211,8 @@ class Load:
         for one in self.answers:
             if one.status == BROKEN:
                 continue
+            if (one.name, one.status) == (VERSION, 403):
+                continue  # in plain text, which is what clients show of it
             answer = json.loads(one.body)  # also of what passes: no half object
             if one.kind == "forbidden":
                 assert one.status in (400, 401, 403, 408, 502, 503), one

@@ -9,6 +9,7 @@ import json
 import re
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -291,7 +292,7 @@ def test_keys_are_rotated(corp):
             load.wait_for(ok, 6)
             # The old key goes. Whoever asks for an unknown key brings that forward; else the next fetch does.
             corp.provider.published = [new]
-            remembered = corp.token(old)
+            remembered = corp.token(old, seconds=7200)
             assert corp.status(remembered) in (200, 401)
             corp.clock.pass_time(700)
             assert until(lambda: corp.status(remembered) == 401, corp.gateway)
@@ -320,6 +321,7 @@ def set_limit(pid, what, soft):
     return before
 
 
+@pytest.mark.long
 def test_out_of_file_descriptors(controlplane, gateway_kubeconfig, agent_token, tmp_path):
     with gateway_of(tmp_path, gateway_kubeconfig) as one, contextlib.ExitStack() as life:
         pid = one.process.pid
@@ -355,11 +357,36 @@ def test_out_of_file_descriptors(controlplane, gateway_kubeconfig, agent_token, 
     load.check()
 
 
+def test_slow_senders(controlplane, gateway_kubeconfig, agent_token, tmp_path):
+    """A body of which a byte comes now and then, from who has a token and who has none."""
+    settings = ["tollgate_body_timeout=2", "tollgate_source_open=40"]
+    with gateway_of(tmp_path, gateway_kubeconfig, settings=settings) as one, contextlib.ExitStack() as life:
+        load = Load(one, controlplane, lambda: agent_token)
+        load.wait_until_well()
+        since = controlplane.audit_position()
+        context = ssl.create_default_context(cafile=one.ca_file)
+        senders = []
+        for number in range(30):  # of the 40 that one address may have open
+            plain = life.enter_context(socket.create_connection(("127.0.0.1", one.port), 30))
+            senders.append(life.enter_context(context.wrap_socket(plain, server_hostname="127.0.0.1")))
+            token = agent_token if number % 2 else "no-token-of-ours"
+            head = f"POST {MAPS}?slow=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            senders[-1].sendall(f"{head}Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{".encode())
+        with load.running():
+            for sender in senders:
+                assert sender.recv(65536).startswith(b"HTTP/1.1 408 ")
+            load.wait_for(ok, 6)
+        load.wait_until_well()
+        assert not [e for e in controlplane.audit_events(since) if "slow=1" in e["requestURI"]]
+    load.check()
+
+
 def size_of(pid):
     """Bytes of its address space."""
     return int(re.search(r"VmSize:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
 
 
+@pytest.mark.long
 def test_out_of_memory_for_one_request(controlplane, gateway_kubeconfig, agent_token, tmp_path):
     huge = json.dumps({"metadata": {"name": f"huge-{time.time_ns()}"}, "data": {"x": "y" * 150_000_000}}).encode()
     with gateway_of(tmp_path, gateway_kubeconfig, settings=["body_size_limit=200m"]) as one:
