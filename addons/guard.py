@@ -145,6 +145,13 @@ class Guard:
             "Connections that one source address may have open at once. 0: no limit.",
         )
         loader.add_option(
+            "tollgate_body_timeout",
+            int,
+            bodies.TIME_LIMIT,
+            "Seconds from the end of a request's head to the end of its body. 0: no limit, so that slow senders keep "
+            "memory and open requests.",
+        )
+        loader.add_option(
             "tollgate_failed_authentications",
             int,
             60,

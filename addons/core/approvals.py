@@ -419,7 +419,12 @@ def _end(record: Record, phase: Phase, message: str, now: float, *, decided: flo
 
 
 def expire(record: Record, now: float) -> Record:
-    """The record as it is at this moment."""
+    """
+    The record as it is at this moment. One that has not begun yet is over: the clock was put back, and nobody
+    knows how much of its time is left.
+    """
+    if record.open and now < max(record.created, record.decided) - CLOCK_SKEW:
+        return _end(record, Phase.EXPIRED, "the gateway's clock was put back to before it", now)
     if record.phase is Phase.PENDING and now >= record.expires:
         return _end(record, Phase.EXPIRED, "it was not decided in time", now)
     if record.phase is Phase.APPROVED and now >= record.valid_until:

@@ -116,7 +116,8 @@ class Digest:
     def note(self, subject: str, now: float) -> int:
         """Count one; returns how many to log now, 0 for none yet."""
         line = self._lines.get(subject)
-        if line is None or now - line.since >= self.every:
+        # Also when the clock was put back: nobody is to hear nothing for as long.
+        if line is None or not 0 <= now - line.since < self.every:
             count = 1 + (line.count if line else 0)
             if len(self._lines) >= MAX_KEYS:
                 self._lines.clear()

@@ -337,11 +337,14 @@ class Cache[T]:
     What is known about tokens, by digest, each entry until its time is over. The least
     recently used go when it is full: an attacker's tokens cost memory up to `size` and
     then only one another's places and, at worst, a new check for an honest one.
+
+    An entry from the future is over, too: the clock was put back, and what was believed for
+    ten seconds would be believed for as much longer.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._entries: OrderedDict[bytes, tuple[float, T]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[float, float, T]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -350,15 +353,15 @@ class Cache[T]:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        until, value = entry
-        if now >= until:
+        since, until, value = entry
+        if not since <= now < until:
             del self._entries[key]
             return None
         self._entries.move_to_end(key)
         return value
 
-    def put(self, key: bytes, value: T, until: float) -> None:
-        self._entries[key] = (until, value)
+    def put(self, key: bytes, value: T, until: float, now: float) -> None:
+        self._entries[key] = (now, until, value)
         self._entries.move_to_end(key)
         while len(self._entries) > self.size:
             self._entries.popitem(last=False)

@@ -3,7 +3,8 @@ mitmproxy's own error pages as Kubernetes Status, and two of its crashes as erro
 
 kubectl prints an HTML page as noise ("an error on the server ("<html>…")"), an LLM reads
 it as an outage. Also here, because they end in such a page: a request head without end
-(mitmproxy buffers it for ever) and chunked trailers (they crash its HTTP/1 reader).
+(mitmproxy buffers it for ever), chunked trailers (they crash its HTTP/1 reader), and an error after
+`100 Continue` (which it takes for the answer).
 """
 
 import re
@@ -107,6 +108,16 @@ def _trouble(received: bytes) -> tuple[int, str] | None:
     return None
 
 
+def _send(original: Any) -> Any:
+    def send(self: _http1.Http1Server, event: Any) -> layer.CommandGenerator[None]:
+        # A `100 Continue` is no answer yet; mitmproxy takes it for one, and closes without a word.
+        if isinstance(event, ResponseProtocolError) and self.response and self.response.status_code == 100:
+            self.response = None
+        yield from original(self, event)
+
+    return send
+
+
 def _read_headers(original: Any) -> Any:
     def read_headers(self: _http1.Http1Server, event: events.ConnectionEvent) -> layer.CommandGenerator[None]:
         trouble = _trouble(bytes(self.buf)) if isinstance(event, events.DataReceived) else None
@@ -139,5 +150,6 @@ def _read_body(original: Any) -> Any:
 def install() -> None:
     _http1.make_error_response = error_response
     _http2.Http2Server._handle_event = _h2_handle_event(_http2.Http2Server._handle_event)
+    _http1.Http1Server.send = _send(_http1.Http1Server.send)
     _http1.Http1Server.read_headers = _read_headers(_http1.Http1Server.read_headers)
     _http1.Http1Connection.read_body = _read_body(_http1.Http1Connection.read_body)

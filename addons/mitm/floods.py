@@ -8,7 +8,11 @@ whatever their size; and HTTP/2 frames that are no request cost the loop that ev
 addons/mitm/errors.py; the message of a WebSocket: addons/mitm/websockets.py.)
 """
 
+import asyncio
+import contextlib
 import functools
+import gc
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +20,9 @@ from weakref import WeakKeyDictionary
 
 import h2.connection
 import h2.exceptions
+import h2.frame_buffer
 from hyperframe import frame as frames
-from mitmproxy.connection import Connection
+from mitmproxy.connection import Connection, ConnectionState
 from mitmproxy.proxy import commands, events, layer
 from mitmproxy.proxy.layers.http import ErrorCode, RequestProtocolError, _http1
 from mitmproxy.proxy.layers.http._base import ReceiveHttp
@@ -29,6 +34,8 @@ from addons.core import limits
 from addons.mitm import errors
 from addons.mitm.patching import patch
 
+logger = logging.getLogger(__name__)
+
 MAX_HELLO = 16 * 1024  # bytes; with post-quantum keys it has 2 KiB, OpenSSL's own limit for most messages is 16
 MAX_HELLO_PIECES = 256  # it comes in one or two
 MAX_KEPT = 64 * 1024  # bytes of a chunk's line, of trailers, of what waits behind a request
@@ -39,6 +46,7 @@ FRAMES_RATE = 200  # more a second
 FRAMES_OF_REQUEST = 4  # more with each request, which is counted itself: a small body, its end, a window, a reset
 FRAMES_OF_RESET = 10  # what one costs: its request was begun for nothing; 330 at once, then 33 a second
 BYTES_OF_UPDATE = 1024  # sent to the client; Go answers each 4 KiB with two WINDOW_UPDATEs
+SOON = 0.1  # seconds until what a connection kept is freed, when that has been closed
 SMALL = 64  # bytes of a DATA frame that carries something
 
 _allowances: WeakKeyDictionary[h2.connection.H2Connection, limits.Allowance] = WeakKeyDictionary()
@@ -120,12 +128,33 @@ def _send_data(original: Any) -> Any:
     return send_data
 
 
+def _next_frame(original: Any) -> Any:
+    def next_frame(self: h2.frame_buffer.FrameBuffer) -> frames.Frame:
+        # RFC 9113, 4.2. hyper-h2 looks when the frame is complete: it would keep 16 MiB of one that says so, and
+        # what a broken hop makes of the API server's answers would be waited for, for ever.
+        if len(self._data) >= 3:
+            self._validate_frame_length(int.from_bytes(self._data[:3]))
+        return original(self)
+
+    return next_frame
+
+
 def _handle_connection(original: Any) -> Any:
     @functools.wraps(original)  # engine looks whether this is still the function that it was written for
     async def handle_connection(self: ConnectionHandler, connection: Connection) -> None:
         io = self.transports[connection]
         try:
             await original(self, connection)
+        except MemoryError:
+            # This connection ends. What it has kept is in cycles, which the collector would come to in an hour
+            # (addons/mitm/collector.py), and until then no other connection could read a byte.
+            logger.error("no memory for what %s sends; the connection is closed", connection.peername)
+            connection.state = ConnectionState.CLOSED
+            with contextlib.suppress(MemoryError):
+                await self.server_event(
+                    events.ConnectionClosed(connection)
+                )  # its exchanges end, and drop what they kept
+            asyncio.get_running_loop().call_later(SOON, gc.collect)
         finally:
             # Two reasons to close at once cancel mitmproxy's task twice, and it forgets the socket: open, with
             # all that was read of it, until the collector comes by.
@@ -143,5 +172,6 @@ def install() -> None:
     _http1.Http1Connection.wait = _wait(_http1.Http1Connection.wait)
     received = h2.connection.H2Connection._receive_frame
     BufferedH2Connection._receive_frame = _receive_frame(received, time.monotonic)
+    h2.frame_buffer.FrameBuffer.__next__ = _next_frame(h2.frame_buffer.FrameBuffer.__next__)
     BufferedH2Connection.send_data = _send_data(BufferedH2Connection.send_data)
     ConnectionHandler.handle_connection = _handle_connection(ConnectionHandler.handle_connection)

@@ -20,6 +20,7 @@ from mitmproxy.utils import human, vt_codes
 
 from addons.core import masking
 from addons.core.masktags import Place
+from addons.mitm import listening
 
 TEXT, JSON = "text", "json"
 MAX_CLAIM = 120  # characters of a User-Agent or Kubectl-Session; the client writes what it likes, as long as it likes
@@ -111,6 +112,17 @@ class _OneSentence(logging.Filter):
         return True
 
 
+class _NoTraceback(logging.Filter):
+    """A connection that cannot be accepted is no mistake of anybody's code, and comes every second."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, OSError) and error.errno in listening.EXHAUSTED:
+            record.msg, record.args = "out of resources, so connections have to wait: %s", (error.strerror,)
+            record.exc_info = None
+        return True
+
+
 def tidy() -> None:
     """Idempotent; called when the guard loads, so before any other script of ours."""
     # One line a connection and one a chunk of every stream: noise beside our own lines.
@@ -118,6 +130,9 @@ def tidy() -> None:
     scripts = logging.getLogger("mitmproxy.addons.script")
     if not any(isinstance(f, _OneSentence) for f in scripts.filters):
         scripts.addFilter(_OneSentence())
+    loop = logging.getLogger("mitmproxy.master")
+    if not any(isinstance(f, _NoTraceback) for f in loop.filters):
+        loop.addFilter(_NoTraceback())
 
 
 def about(this: About | None) -> None:

@@ -367,10 +367,10 @@ class Authenticator:
         if issuer is None:
             raise IssuerError(f"issuer {keys.name}: no keys yet")
         if issuer.cluster:
-            self._verified.put(digest, verified, float(verified["exp"]))
+            self._verified.put(digest, verified, float(verified["exp"]), now)
             return await self._reviewed(token, digest, verified, issuer, now)
         identity = claims.identify(token, verified, issuer, self.own)
-        self.identities.put(digest, identity, identity.expiry)
+        self.identities.put(digest, identity, identity.expiry, now)
         return identity
 
     def _keys_of(self, unverified_issuer: str) -> Keys:
@@ -405,9 +405,9 @@ class Authenticator:
         try:
             identity = claims.identify_reviewed(token, verified, issuer, review, self.own)
         except TokenError as e:
-            self.refused.put(digest, e, now + REVIEW_TIME)
+            self.refused.put(digest, e, now + REVIEW_TIME, now)
             raise
-        self.identities.put(digest, identity, min(now + REVIEW_TIME, identity.expiry))
+        self.identities.put(digest, identity, min(now + REVIEW_TIME, identity.expiry), now)
         return identity
 
 

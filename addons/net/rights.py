@@ -47,7 +47,8 @@ class Rights:
         known = self._known.get(key, self._clock())
         if known is None:
             known = await self._ask(self._server, identity, asked)
-            self._known.put(key, known, self._clock() + KEPT)
+            now = self._clock()
+            self._known.put(key, known, now + KEPT, now)
         return known
 
     async def _ask(self, server: ApiServer, identity: Identity, asked: dict[str, str]) -> bool:

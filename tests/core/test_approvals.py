@@ -345,6 +345,16 @@ def test_approved_until_the_end():
     assert expire(APPROVED, NOW + 900).phase is Phase.APPROVED  # the time of the question is another
 
 
+@pytest.mark.parametrize("one", [record(), APPROVED], ids=["pending", "approved"])
+def test_a_clock_that_was_put_back_ends_it(one):
+    """Else a yes that is good for ten minutes would be good for as much longer as the clock was put back."""
+    begun = max(one.created, one.decided)
+    assert expire(one, begun - 29.9) is one  # another gateway's clock may be behind so much
+    late = expire(one, begun - 30.1)
+    assert (late.phase, late.message) == (Phase.EXPIRED, "the gateway's clock was put back to before it")
+    assert "Expired" in refused(lambda: use(one, "d1", "a", begun - 30.1))
+
+
 @pytest.mark.parametrize("phase", ENDED)
 def test_what_is_over_does_not_expire(phase):
     assert expire(ENDED[phase], NOW + 1e9) is ENDED[phase]
@@ -432,7 +442,7 @@ def test_without_audit_id():
 
 def test_a_clock_at_zero_spends_too():
     """`used_at` is 0 then, which alone would mean: not used."""
-    one = replace(APPROVED, valid_until=10.0)
+    one = replace(APPROVED, created=0.0, decided=0.0, valid_until=10.0)
     assert use(one, "d1", "a", 0.0).phase is Phase.USED
 
 

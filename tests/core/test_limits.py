@@ -66,6 +66,7 @@ def test_digest_says_how_many():
     digest = limits.Digest(every=1.0)
     assert [digest.note("a", t) for t in (0.0, 0.1, 0.2, 1.1)] == [1, 0, 0, 3]
     assert digest.note("b", 0.2) == 1
+    assert digest.note("a", -86400.0) == 1  # the clock was put back
 
 
 def test_an_allowance_is_spent_comes_back_with_time_and_can_be_earned():

@@ -281,18 +281,25 @@ TOKEN = signed(GOOD, EC_KEYS["ES256"], "ES256", kid="ES256")
 
 def test_cache_forgets_what_is_over():
     cache = tokens.Cache(2)
-    cache.put(b"a", "A", NOW + 10)
+    cache.put(b"a", "A", NOW + 10, NOW)
     assert cache.get(b"a", NOW + 9.9) == "A"
     assert cache.get(b"a", NOW + 10) is None
     assert len(cache) == 0
 
 
+def test_cache_forgets_when_the_clock_was_put_back():
+    cache = tokens.Cache(2)
+    cache.put(b"a", "A", NOW + 10, NOW)
+    assert cache.get(b"a", NOW - 0.1) is None
+    assert cache.get(b"a", NOW + 1) is None  # for good
+
+
 def test_cache_drops_the_least_recently_used():
     cache = tokens.Cache(2)
     for key in (b"a", b"b"):
-        cache.put(key, key, NOW + 10)
+        cache.put(key, key, NOW + 10, NOW)
     cache.get(b"a", NOW)
-    cache.put(b"c", b"c", NOW + 10)
+    cache.put(b"c", b"c", NOW + 10, NOW)
     assert [cache.get(key, NOW) for key in (b"a", b"b", b"c")] == [b"a", None, b"c"]
     cache.clear()
     assert cache.get(b"a", NOW) is None

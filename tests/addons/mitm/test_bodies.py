@@ -2,11 +2,13 @@ import asyncio
 import contextlib
 import json
 import ssl
+import weakref
 
 import h2.events
 import h2.exceptions
 import h2.settings
 import pytest
+from mitmproxy import http
 
 from addons.core import facts, maskanswers, status
 from addons.core.model import Identity
@@ -229,3 +231,154 @@ async def test_a_client_that_leaves_gives_its_room_back(tls, confdir, narrow):
             client.start("/a")
             await half_there(1)
         await until(lambda: not bodies._kept)
+
+
+class Slow:
+    """Time for a body, short; answers what is complete, so that nothing goes upstream. `by_head`: from its head."""
+
+    name = "slow"
+
+    def __init__(self, *, by_head: bool = False):
+        self.by_head = by_head
+        self.bodies, self.errors, self.heads = [], [], asyncio.Event()
+
+    def load(self, loader):
+        loader.add_option("tollgate_body_timeout", int, 60, "")
+
+    def requestheaders(self, flow):
+        if self.by_head:
+            answers.refuse(flow, self.name, status.Refusal(401, "x", "no"))
+        self.heads.set()
+
+    def request(self, flow):
+        self.bodies.append(flow.request.raw_content)
+        if not self.by_head:
+            flow.response = http.Response.make(200, b"{}")
+
+    def error(self, flow):
+        self.errors.append(flow.error.msg)
+
+
+POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("by_head", [False, True], ids=["judged when complete", "refused by its head"])
+@pytest.mark.parametrize(
+    ("first", "piece"),
+    [
+        pytest.param(POST + b"Content-Length: 1000000\r\n\r\n", b"x", id="a length"),
+        pytest.param(POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", id="chunks"),
+        pytest.param(POST + b"Content-Length: 1000000\r\n\r\n", b"", id="nothing at all"),
+        pytest.param(POST + b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n", b"x", id="expected"),
+    ],
+)
+async def test_a_body_that_comes_byte_by_byte_has_an_end(tls, confdir, first, piece, by_head):
+    addon = Slow(by_head=by_head)
+    async with (
+        proxy.running(1, tls.combined, tls.ca_file, confdir, addon, tollgate_body_timeout=1) as port,
+        asyncio.timeout(20),
+    ):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=ssl.create_default_context(cafile=tls.ca_file)
+        )
+        writer.write(first)
+        received = b""
+        with contextlib.suppress(OSError, ssl.SSLError):
+            while not reader.at_eof():  # each byte is progress, and buys no time
+                writer.write(piece)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        received += await reader.read(65536)
+        writer.close()
+        head, _, body = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(body)["message"] == bodies.TOO_SLOW.message
+        assert addon.bodies == []
+        assert addon.errors == [bodies.TOO_SLOW.message]
+
+
+async def test_a_slow_body_over_http2_ends_alone(tls, confdir):
+    async with (
+        proxy.running(1, tls.combined, tls.ca_file, confdir, Slow(), tollgate_body_timeout=1) as port,
+        http2.connect(port, tls.ca_file) as client,
+        asyncio.timeout(20),
+    ):
+        sid = client.connection.get_next_available_stream_id()
+        client.answers[sid] = slow = http2.Answer()
+        head = [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "x")]
+        client.connection.send_headers(sid, head)
+        client.flush()
+        while not slow.ended.is_set():
+            client.connection.send_data(sid, b"x")
+            client.flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await slow.ended.wait()
+        assert slow.status == 408
+        assert json.loads(slow.body)["message"] == bodies.TOO_SLOW.message
+        client.connection.send_data(sid, b"x", end_stream=True)  # what was on its way
+        client.flush()
+        after = await client.request("/", method="POST", body=b"whole")
+        assert after.status == 200
+
+
+async def test_a_body_that_is_complete_waits_for_its_answer_without_limit(tls, confdir):
+    class Holds(Slow):
+        async def request(self, flow):
+            await asyncio.sleep(1.5)  # what is waited for is that nothing happens
+            flow.response = http.Response.make(200, b"{}")
+
+    async with (
+        proxy.running(1, tls.combined, tls.ca_file, confdir, Holds(), tollgate_body_timeout=1) as port,
+        http2.connect(port, tls.ca_file) as client,
+    ):
+        assert (await client.request("/", method="POST", body=b"whole")).status == 200
+        assert (await client.request("/")).status == 200
+    assert not list(bodies._waiting.values())
+
+
+async def test_a_body_that_ends_as_its_time_does_is_refused_by_the_last_word(tls, confdir):
+    """The cut travels through the loop: a body that is complete before it arrives must not pass after all."""
+    seen = []
+
+    class Late(Slow):
+        def request(self, flow):
+            seen.append(facts.of(flow).cut_off)
+            super().request(flow)
+
+    async with (
+        proxy.running(1, tls.combined, tls.ca_file, confdir, addon := Late()) as port,
+        http2.connect(port, tls.ca_file) as client,
+        asyncio.timeout(20),
+    ):
+        sid = client.connection.get_next_available_stream_id()
+        client.answers[sid] = http2.Answer()
+        head = [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "x")]
+        client.connection.send_headers(sid, head)
+        client.flush()
+        await addon.heads.wait()
+        while not (waiting := list(bodies._waiting)):
+            await asyncio.sleep(0)
+        facts_of_it = facts.of(waiting[0].flow)
+        client.connection.end_stream(sid)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bodies.cutting, "cut", lambda *_: None)  # it has not arrived yet
+            bodies._give_up(weakref.ref(waiting[0]))
+        client.flush()
+        await client.answers[sid].ended.wait()
+    assert seen == [bodies.TOO_SLOW]
+    assert facts_of_it.cut_off is bodies.TOO_SLOW
+
+
+async def test_no_limit(tls, confdir):
+    async with (
+        proxy.running(1, tls.combined, tls.ca_file, confdir, addon := Slow(), tollgate_body_timeout=0) as port,
+        http2.connect(port, tls.ca_file) as client,
+    ):
+        sid = client.connection.get_next_available_stream_id()
+        head = [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "x")]
+        client.connection.send_headers(sid, head)
+        client.flush()
+        async with asyncio.timeout(10):
+            await addon.heads.wait()
+        assert not list(bodies._waiting)

@@ -58,6 +58,14 @@ async def test_bad_framing_gets_a_status(tls, confdir, request_bytes, code):
     assert body_of(answer)["kind"] == "Status"
 
 
+async def test_an_error_after_100_continue_is_a_status(tls, confdir):
+    sent = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nx"
+    async with proxy.running(1, tls.combined, tls.ca_file, confdir) as port:
+        answer = await proxy.raw(port, tls.ca_file, sent, seconds=5)
+    assert answer.startswith(b"HTTP/1.1 100 ")
+    assert b"HTTP/1.1 502 " in answer
+
+
 def test_our_own_sentence_is_kept():
     refusal = status.Refusal(403, "x", "rule r: no")
     assert errors.refusal_for(502, errors.Sentence(refusal)) is refusal

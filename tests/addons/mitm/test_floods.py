@@ -13,6 +13,7 @@ from addons.mitm import floods
 from tests import http2, proxy
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+FRAME = 128 * 1024  # bytes of the largest that mitmproxy allows a peer
 CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -127,6 +128,29 @@ async def test_frames_that_are_no_request(tls, confdir, piece):
         writer.write(PREFACE + frame(4, 0, 0))
         most = 100_000 * len(piece)
         assert await sent_until_closed(reader, writer, piece * 1000, most) < most
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"\xff\xff\xff" + frame(0, 0, 1)[3:], id="of a body"),
+        pytest.param(b"\xff\xff\xff" + frame(6, 0, 0)[3:], id="of no request"),
+        pytest.param((FRAME + 1).to_bytes(3) + frame(0, 0, 1)[3:], id="a byte too long"),
+        pytest.param(b"\xff" * 9, id="garbage"),
+    ],
+)
+async def test_a_frame_that_is_too_long_is_not_waited_for(tls, confdir, head):
+    async with connected(tls, confdir, Answers(), "h2") as (reader, writer):
+        writer.write(PREFACE + frame(4, 0, 0) + request(1, end=False) + head)
+        received = await reader.read()  # to the end of the connection, with nothing more sent
+    assert b"Received overlong frame" in received
+
+
+async def test_a_frame_as_long_as_allowed_passes(tls, confdir):
+    async with connected(tls, confdir, Answers(), "h2") as (reader, writer):
+        writer.write(PREFACE + frame(4, 0, 0) + request(1, end=False))
+        writer.write(frame(0, 1, 1, b"x" * FRAME))
+        await reader.readuntil(b"{}")
 
 
 async def test_cve_2019_9518_empty_data(tls, confdir):

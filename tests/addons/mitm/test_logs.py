@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -31,6 +32,21 @@ def test_a_refused_configuration_is_one_sentence(caplog):
 
 def test_a_bug_keeps_its_traceback(caplog):
     assert "Traceback" in logged(caplog, RuntimeError("a bug"))
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        pytest.param(OSError(errno.EMFILE, "Too many open files"), True, id="no more descriptors"),
+        pytest.param(OSError(errno.EPERM, "Operation not permitted"), False, id="another trouble"),
+        pytest.param(RuntimeError("a bug"), False, id="a bug"),
+    ],
+)
+def test_a_connection_that_cannot_be_accepted_is_one_sentence(caplog, error, short):
+    logs.tidy()
+    logging.getLogger("mitmproxy.master").error("Unhandled error in task.", exc_info=error)
+    assert ("out of resources, so connections have to wait: Too many" in caplog.text) is short
+    assert (len(caplog.text.splitlines()) == 1) is short
 
 
 @pytest.fixture
