@@ -388,7 +388,8 @@ class RecordAddon:
             replace(exchange.asked, uri=uri),
             known.identity,
             operation,
-            known.verdict if operation is not None else None,
+            # Where no policy was asked (a stack without block, a refusal before it) none said no.
+            known.verdict if operation is not None and known.policies is not None else None,
             level=level,
             body=exchange.content.value,
             approved=auditevents.Approved(known.approval, known.approvers) if known.approval else None,

@@ -13,7 +13,7 @@ from wsproto.frame_protocol import Opcode
 from addons import record
 from addons.core import auditevents, classify, facts, policyfile
 from addons.core.model import Action, Identity, Verdict
-from addons.mitm import answers, flowcopies, seal
+from addons.mitm import answers, flowcopies, recordcopies, seal
 from addons.net import recordings
 from addons.net.recordfiles import RecorderError
 from tests import canaries
@@ -255,6 +255,28 @@ async def test_refused_is_on_record_with_its_reason(addon, policies):
     notes = auditevents.notes_of(event)
     assert (notes[auditevents.REFUSED_BY], notes[auditevents.REASON]) == ("tollgate_block", "not-recorded")
     assert (notes[auditevents.VERDICT], event["responseStatus"]["code"]) == ("deny", 503)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["it passed", "refused before the policies"])
+async def test_where_no_policy_was_asked_the_record_has_no_verdict(addon, policies, refused):
+    """A stack without block: "deny" would say that a rule forbade what went up."""
+    flow = a_flow(policies, body=CONFIG, verdict=Verdict())
+    known = facts.of(flow)
+    known.policies = None
+    if refused:
+        answers.refuse(flow, "tollgate_classify", record.NOT_RECORDED)
+        addon.request(flow)
+        addon.response(flow)
+    else:
+        await ask(addon, flow)
+        await respond(addon, flow, 201)
+    found = await events(addon)
+    assert [event["stage"] for event in found] == [*(() if refused else ("RequestReceived",)), "ResponseComplete"]
+    for event in found:
+        notes = auditevents.notes_of(event)
+        assert not notes.keys() & {auditevents.VERDICT, auditevents.RULE, auditevents.MESSAGE}
+        assert (auditevents.REFUSED_BY in notes) is refused
+    assert "verdict" not in recordcopies.summary_of(known, known.operation)
 
 
 async def test_who_has_no_identity_is_counted_only(addon, policies):
