@@ -232,11 +232,23 @@ class RecordAddon:
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()
-        # Here, and not in the task: a script that is loaded again opens the same folder next.
-        self.close()
+        try:
+            self.end_all()
+        finally:
+            # Here, and not in the task: a script that is loaded again opens the same folder next.
+            self.close()
         if self.shipper is None and self.spool is None:
             return None
         return asyncio.get_running_loop().create_task(self.end(), name="tollgate record end")
+
+    def end_all(self) -> None:
+        """
+        What went up and has no whole answer yet is on record, too: a read is written only now, and nobody
+        here hears of its end. An answer that comes after this finds no exchange, and so does not pass.
+        """
+        for flow in list(self.exchanges):
+            if facts.of(flow).released:
+                self.broken_off(flow, self.exchanges.pop(flow), "the gateway went down, or its recorder did")
 
     async def end(self) -> None:
         """What is written is given the chance to leave the machine."""
@@ -558,8 +570,11 @@ class RecordAddon:
                 gone = flow.error.msg if flow.error else "the client left"
                 self.later(flow, known, exchange, Stage.COMPLETE, self.outcome(flow, known, 0, gone))
             return
+        self.broken_off(flow, exchange, flow.error.msg if flow.error else "it ended without a word")
+
+    def broken_off(self, flow: http.HTTPFlow, exchange: Exchange, ended: str) -> None:
+        known = facts.of(flow)
         code = flow.response.status_code if flow.response is not None and known.head_released else 0
-        ended = flow.error.msg if flow.error else "it ended without a word"
         self.end_stream(exchange, ended)
         self.complete(flow, known, exchange, code, ended=ended)
 

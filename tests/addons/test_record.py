@@ -257,6 +257,26 @@ async def test_refused_is_on_record_with_its_reason(addon, policies):
     assert (notes[auditevents.VERDICT], event["responseStatus"]["code"]) == ("deny", 503)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_has_no_answer_when_the_gateway_goes_down_is_on_record(addon, policies, method):
+    """It arrived at the API server, and a read is written when it is over; nobody hears of that any more."""
+    went, held = (a_flow(policies, method=method, body=CONFIG if method == "POST" else None) for _ in range(2))
+    await ask(addon, went)
+    await ask(addon, held)
+    facts.of(went).released = True  # the other one waits for the guard still, and what waits may be refused
+    folder, ids = addon.recorder.settings.folder, [facts.of(flow).audit_id for flow in (went, held)]
+    addon.done()
+    found = [e for one in recordings.collect([folder]) for e in recordings.read_events(one).events]
+    last = [e for e in found if e["stage"] == "ResponseComplete"]
+    assert [e["auditID"] for e in last] == ids[:1]
+    assert last[0]["responseStatus"]["code"] == 0
+    assert "went down" in auditevents.notes_of(last[0])[auditevents.ENDED]
+    assert auditevents.REFUSED_BY not in auditevents.notes_of(last[0])
+    # An answer that comes after all has nobody who would write it down, so it does not pass.
+    known = await respond(addon, went, 200, b"{}")
+    assert not known.passed & {(addon.name, "responseheaders"), (addon.name, "response")}
+
+
 @pytest.mark.parametrize("refused", [False, True], ids=["it passed", "refused before the policies"])
 async def test_where_no_policy_was_asked_the_record_has_no_verdict(addon, policies, refused):
     """A stack without block: "deny" would say that a rule forbade what went up."""

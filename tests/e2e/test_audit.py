@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from addons.core import auditevents
 from tests.e2e import audit, client, gateway, onrecord
 from tests.e2e.rawclient import GATEWAY
 
@@ -18,7 +19,8 @@ AT = 1_800_000_000.0  # seconds since the epoch
 def event(name=None, **more):
     return {
         "auditID": name or str(uuid.uuid4()), "stage": "ResponseComplete", "verb": "get", "requestURI": "/api",
-        "user": {"username": GATEWAY}, "requestReceivedTimestamp": "2027-01-15T08:00:00.000000Z", "userAgent": "kubectl", "impersonatedUser": {"username": "tollgate:a"}, **more,
+        "requestReceivedTimestamp": auditevents.timestamp(AT), "user": {"username": GATEWAY}, "userAgent": "kubectl",
+        "impersonatedUser": {"username": "tollgate:a"}, **more,
     }  # fmt: skip
 
 
@@ -211,7 +213,7 @@ rules:
 
 
 @pytest.mark.e2e
-def test_a_real_record_is_read(controlplane, gateway_kubeconfig, agent_token, engineer_token, tmp_path):
+def test_a_real_record_is_read(controlplane, gateway_kubeconfig, agent_token, tmp_path):
     """What is allowed, denied, held and approved, of a gateway that ended, and again of one that was killed."""
     (tmp_path / "policy.yaml").write_text(POLICY)
     arguments = ["--kubeconfig", str(gateway_kubeconfig), "--policies", str(tmp_path / "policy.yaml")]
@@ -226,7 +228,9 @@ def test_a_real_record_is_read(controlplane, gateway_kubeconfig, agent_token, en
         name = re.search(r"apr-\w+", ask(first, "POST", maps, body=body).message)[0]
         decision = json.dumps({"spec": {"decision": "Approved"}}).encode()
         path, kind = f"/apis/tollgate.dev/v1alpha1/approvals/{name}", "application/merge-patch+json"
-        assert ask(first, "PATCH", path, engineer_token, decision, {"Content-Type": kind}).status == 200
+        approver = controlplane.token("people", "engineer", audience="tollgate-approver")
+        answer = ask(first, "PATCH", path, approver, decision, {"Content-Type": kind})
+        assert answer.status == 200, answer
         assert ask(first, "POST", maps, body=body).status == 201
         assert ask(first, "GET", maps).status == 200
         assert ask(first, "GET", "/api/v1/namespaces/shop/secrets").status == 403
