@@ -22,6 +22,7 @@ THIEF = "thief"  # User-Agent of a test that tries the gateway's own token past 
 OWN = "tollgate-"  # how the ids of the gateway's own questions begin
 OURS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # uuid4
 
+LATE = 5.0  # seconds until the API server reads what a gateway sent before it was killed; milliseconds are usual
 _READS = frozenset({"get", "list", "watch", "head"})
 _CHANNELS = frozenset({"exec", "attach", "portforward", "proxy"})  # subresources that a get opens as well
 # They store nothing and say nothing of others: kubectl auth can-i, whoami.
@@ -116,7 +117,7 @@ class _Joined:
 
     def _missing(self, event: Mapping[str, Any]) -> str:
         at = auditevents.seconds(event.get("requestReceivedTimestamp"))
-        there = [one for one in self._gateways if one.began <= at <= (one.ended or at)]
+        there = [one for one in self._gateways if one.began <= at <= (one.ended or at) + LATE]
         if not must_be_on_record(event) and any(one.killed or one.recording == "broken" for one in there):
             return ""
         names = ", ".join(str(one.folder) for one in there) or "no gateway that is known here"
