@@ -17,9 +17,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
-from mitmproxy import ctx, exceptions, http, tcp
+from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.utils import human
 
 from addons.core import (
@@ -53,7 +53,7 @@ from addons.net.recordfiles import RecorderError
 logger = logging.getLogger(__name__)
 
 LARGE = 256 * 1024  # bytes of a body that is masked in a thread
-SWEEP = 1.0  # seconds until half a line of a stream is written
+SWEEP = 1.0  # seconds until half a line of a stream is written, and what ended unseen
 DRAIN = 5.0  # seconds at the end for what is still to be shipped
 
 UNREADABLE_PROTOCOL = status.Refusal(
@@ -110,7 +110,8 @@ class RecordAddon:
         self.level: Level | None = None
         self.server: apiserver.ApiServer | None = None  # None: no before-images
         self.up = False
-        self.exchanges: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
+        # Not weak: of one that no hook told of its end, the sweeper does. It drops what is over.
+        self.exchanges: dict[http.HTTPFlow, Exchange] = {}
         self.told: WeakSet[http.HTTPFlow] = WeakSet()  # whose end is on record
         self.warming: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
@@ -653,19 +654,28 @@ class RecordAddon:
     async def keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            for flow, exchange in list(self.exchanges.items()):
-                # An error for one stream must not stop all others.
-                try:
-                    if exchange.stream is None:
-                        continue
-                    if exchange.lost:
-                        cutting.cut(flow, STREAM_NOT_RECORDED)
-                    else:
-                        self.grow(exchange, exchange.stream.idle(time.time()))
-                except RecorderError:
-                    exchange.lose()  # the next turn ends it
-                except Exception:
-                    logger.exception("writing on what a stream holds back")
+            self.sweep()
+
+    def sweep(self) -> None:
+        for flow, exchange in list(self.exchanges.items()):
+            # An error for one stream must not stop all others.
+            try:
+                if is_over(flow):
+                    # After an exception in another addon's hook mitmproxy skipped ours: without this, a read that
+                    # went up would be in no record.
+                    self.exchanges.pop(flow, None)
+                    if facts.of(flow).released:
+                        self.broken_off(flow, exchange, "it ended unseen, after an error in the gateway")
+                elif exchange.stream is None:
+                    continue
+                elif exchange.lost:
+                    cutting.cut(flow, STREAM_NOT_RECORDED)
+                else:
+                    self.grow(exchange, exchange.stream.idle(time.time()))
+            except RecorderError:
+                exchange.lose()  # the next turn ends it
+            except Exception:
+                logger.exception("writing on what a stream holds back")
 
 
 _NOWHERE = masktags.Place("text")
@@ -684,6 +694,11 @@ _FIXED = (
     "tollgate_record_key",
     "tollgate_ship",
 )
+
+
+def is_over(flow: http.HTTPFlow) -> bool:
+    """mitmproxy has done with it; hooks that are called of its end were called before."""
+    return not flow.live or flow.client_conn.state is connection.ConnectionState.CLOSED
 
 
 def is_session(operation: Operation) -> bool:

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from mitmproxy import connection, http, websocket
 from mitmproxy import flow as mitmflow
-from mitmproxy import http, websocket
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 from wsproto.frame_protocol import Opcode
@@ -275,6 +275,28 @@ async def test_what_has_no_answer_when_the_gateway_goes_down_is_on_record(addon,
     # An answer that comes after all has nobody who would write it down, so it does not pass.
     known = await respond(addon, went, 200, b"{}")
     assert not known.passed & {(addon.name, "responseheaders"), (addon.name, "response")}
+
+
+@pytest.mark.parametrize(
+    ("live", "state", "released", "count"),
+    [
+        pytest.param(False, connection.ConnectionState.OPEN, True, 1, id="it is over"),
+        pytest.param(True, connection.ConnectionState.CLOSED, True, 1, id="the client is gone"),
+        pytest.param(True, connection.ConnectionState.OPEN, True, 0, id="it goes on"),
+        pytest.param(False, connection.ConnectionState.OPEN, False, 0, id="it never went up"),
+    ],
+)
+async def test_what_ended_and_no_hook_was_called(addon, policies, live, state, released, count):
+    """An exception in a hook of another addon's: mitmproxy skips that hook of every later script."""
+    flow = a_flow(policies, method="GET")
+    await ask(addon, flow)
+    flow.live, flow.client_conn.state = live, state
+    facts.of(flow).released = released
+    addon.sweep()
+    addon.sweep()
+    found = await events(addon) if count else []
+    assert [event["auditID"] for event in found] == [facts.of(flow).audit_id] * count
+    assert (flow in addon.exchanges) is (live and state is connection.ConnectionState.OPEN)
 
 
 @pytest.mark.parametrize("refused", [False, True], ids=["it passed", "refused before the policies"])

@@ -112,7 +112,7 @@ def test_the_record(what, lines, said):
         pytest.param({"killed": True}, CHANGE, False, id="a change, and it was killed"),
         pytest.param({"recording": "broken"}, CHANGE, False, id="a change, and its test broke the recording"),
         pytest.param({"killed": True, "ended": AT - audit.LATE - 1.0}, GOOD, False, id="a read after it was killed"),
-        pytest.param({"killed": True, "ended": AT - 0.1}, GOOD, True, id="a read that was on its way when it was killed"),
+        pytest.param({"killed": True, "ended": AT - 0.1}, GOOD, True, id="a read on its way when it was killed"),
         pytest.param({"killed": True, "began": AT + 1.0}, GOOD, False, id="a read before it began"),
     ],
 )
