@@ -88,10 +88,12 @@ class _Joined:
     def problems(self) -> list[str]:
         """Of the records themselves."""
         found = []
+        # Where a killed gateway has left half a line, the next one cuts it off, but takes its time.
+        excused = {one.recordings for one in self._gateways if one.killed or one.recording == "broken"}
         for one in self._gateways:
             if one.record is None:
                 found.append(f"the gateway of {one.folder} was not ended by its test, so its record was not read")
-            elif one.recording == "whole" and not one.killed:
+            elif one.recordings not in excused:
                 found += [f"the record of {one.folder} is not whole: {note}" for note in sorted(one.record.notes)]
         for name, places in self._by_id.items():
             stages = [line.stage for _, line in places]

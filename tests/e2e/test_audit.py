@@ -138,6 +138,12 @@ def test_a_record_that_is_not_whole(excuse, count):
     assert all("/gateways/one is not whole: a/b/c: 3 records" in one for one in found)
 
 
+def test_half_a_line_of_a_killed_gateway_is_not_the_next_ones():
+    notes = {"a/b/c: events.jsonl ends in half a line, which is left out"}
+    assert not audit.problems([], [ended(killed=True, notes=notes), ended(notes=notes)])
+    assert audit.problems([], [ended(killed=True, notes=notes), ended(notes=notes, folder="/gateways/two")])
+
+
 def test_one_folder_of_recordings_is_read_once():
     """A gateway that goes on where another was killed reads what that one has written, too."""
     first, second = line(GOOD["auditID"]), line(CHANGE["auditID"])
