@@ -17,9 +17,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
-from mitmproxy import ctx, exceptions, http, tcp
+from mitmproxy import connection, ctx, exceptions, http, tcp
 from mitmproxy.utils import human
 
 from addons.core import (
@@ -53,7 +53,7 @@ from addons.net.recordfiles import RecorderError
 logger = logging.getLogger(__name__)
 
 LARGE = 256 * 1024  # bytes of a body that is masked in a thread
-SWEEP = 1.0  # seconds until half a line of a stream is written
+SWEEP = 1.0  # seconds until half a line of a stream is written, and what ended unseen
 DRAIN = 5.0  # seconds at the end for what is still to be shipped
 
 UNREADABLE_PROTOCOL = status.Refusal(
@@ -110,7 +110,8 @@ class RecordAddon:
         self.level: Level | None = None
         self.server: apiserver.ApiServer | None = None  # None: no before-images
         self.up = False
-        self.exchanges: WeakKeyDictionary[http.HTTPFlow, Exchange] = WeakKeyDictionary()
+        # Not weak: of one that no hook told of its end, the sweeper does. It drops what is over.
+        self.exchanges: dict[http.HTTPFlow, Exchange] = {}
         self.told: WeakSet[http.HTTPFlow] = WeakSet()  # whose end is on record
         self.warming: asyncio.Task[None] | None = None
         self.sweeper: asyncio.Task[None] | None = None
@@ -251,11 +252,23 @@ class RecordAddon:
         for task in (self.warming, self.sweeper):
             if task is not None:
                 task.cancel()
-        # Here, and not in the task: a script that is loaded again opens the same folder next.
-        self.close()
+        try:
+            self.end_all()
+        finally:
+            # Here, and not in the task: a script that is loaded again opens the same folder next.
+            self.close()
         if self.shipper is None and self.spool is None:
             return None
         return asyncio.get_running_loop().create_task(self.end(), name="tollgate record end")
+
+    def end_all(self) -> None:
+        """
+        What went up and has no whole answer yet is on record, too: a read is written only now, and nobody
+        here hears of its end. An answer that comes after this finds no exchange, and so does not pass.
+        """
+        for flow in list(self.exchanges):
+            if facts.of(flow).released:
+                self.broken_off(flow, self.exchanges.pop(flow), "the gateway went down, or its recorder did")
 
     async def end(self) -> None:
         """What is written is given the chance to leave the machine."""
@@ -407,7 +420,8 @@ class RecordAddon:
             replace(exchange.asked, uri=uri),
             known.identity,
             operation,
-            known.verdict if operation is not None else None,
+            # Where no policy was asked (a stack without block, a refusal before it) none said no.
+            known.verdict if operation is not None and known.policies is not None else None,
             level=level,
             body=exchange.content.value,
             approved=auditevents.Approved(known.approval, known.approvers) if known.approval else None,
@@ -582,8 +596,11 @@ class RecordAddon:
                 gone = flow.error.msg if flow.error else "the client left"
                 self.later(flow, known, exchange, Stage.COMPLETE, self.outcome(flow, known, 0, gone))
             return
+        self.broken_off(flow, exchange, flow.error.msg if flow.error else "it ended without a word")
+
+    def broken_off(self, flow: http.HTTPFlow, exchange: Exchange, ended: str) -> None:
+        known = facts.of(flow)
         code = flow.response.status_code if flow.response is not None and known.head_released else 0
-        ended = flow.error.msg if flow.error else "it ended without a word"
         self.end_stream(exchange, ended)
         self.complete(flow, known, exchange, code, ended=ended)
 
@@ -662,19 +679,28 @@ class RecordAddon:
     async def keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(SWEEP)
-            for flow, exchange in list(self.exchanges.items()):
-                # An error for one stream must not stop all others.
-                try:
-                    if exchange.stream is None:
-                        continue
-                    if exchange.lost:
-                        cutting.cut(flow, STREAM_NOT_RECORDED)
-                    else:
-                        self.grow(exchange, exchange.stream.idle(time.time()))
-                except RecorderError:
-                    exchange.lose()  # the next turn ends it
-                except Exception:
-                    logger.exception("writing on what a stream holds back")
+            self.sweep()
+
+    def sweep(self) -> None:
+        for flow, exchange in list(self.exchanges.items()):
+            # An error for one stream must not stop all others.
+            try:
+                if is_over(flow):
+                    # After an exception in another addon's hook mitmproxy skipped ours: without this, a read that
+                    # went up would be in no record.
+                    self.exchanges.pop(flow, None)
+                    if facts.of(flow).released:
+                        self.broken_off(flow, exchange, "it ended unseen, after an error in the gateway")
+                elif exchange.stream is None:
+                    continue
+                elif exchange.lost:
+                    cutting.cut(flow, STREAM_NOT_RECORDED)
+                else:
+                    self.grow(exchange, exchange.stream.idle(time.time()))
+            except RecorderError:
+                exchange.lose()  # the next turn ends it
+            except Exception:
+                logger.exception("writing on what a stream holds back")
 
 
 _NOWHERE = masktags.Place("text")
@@ -693,6 +719,11 @@ _FIXED = (
     "tollgate_record_key",
     "tollgate_ship",
 )
+
+
+def is_over(flow: http.HTTPFlow) -> bool:
+    """mitmproxy has done with it; hooks that are called of its end were called before."""
+    return not flow.live or flow.client_conn.state is connection.ConnectionState.CLOSED
 
 
 def is_session(operation: Operation) -> bool:

@@ -83,9 +83,10 @@ def summary_of(known: facts.Facts, operation: Operation | None) -> dict[str, str
         found["approval"] = known.approval
     if operation is None:
         return {name: value for name, value in found.items() if value}
-    verdict = known.verdict
     found |= {"summary": recordable.text(operation.summary or commands.summary(operation))}
-    found |= {"verdict": verdict.action.name.lower(), "policy": verdict.policy, "rule": verdict.rule}
+    if known.policies is not None:  # or nobody was asked, and none said no
+        verdict = known.verdict
+        found |= {"verdict": verdict.action.name.lower(), "policy": verdict.policy, "rule": verdict.rule}
     return {name: value for name, value in found.items() if value}
 
 

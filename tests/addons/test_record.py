@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
+from mitmproxy import connection, http, websocket
 from mitmproxy import flow as mitmflow
-from mitmproxy import http, websocket
 from mitmproxy.exceptions import OptionsError
 from mitmproxy.test import taddons, tflow, tutils
 from wsproto.frame_protocol import Opcode
@@ -13,7 +13,7 @@ from wsproto.frame_protocol import Opcode
 from addons import record
 from addons.core import auditevents, classify, facts, policyfile
 from addons.core.model import Action, Identity, Verdict
-from addons.mitm import answers, flowcopies, meters, seal
+from addons.mitm import answers, flowcopies, meters, recordcopies, seal
 from addons.net import recordings
 from addons.net.recordfiles import RecorderError
 from tests import canaries
@@ -255,6 +255,70 @@ async def test_refused_is_on_record_with_its_reason(addon, policies):
     notes = auditevents.notes_of(event)
     assert (notes[auditevents.REFUSED_BY], notes[auditevents.REASON]) == ("tollgate_block", "not-recorded")
     assert (notes[auditevents.VERDICT], event["responseStatus"]["code"]) == ("deny", 503)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_has_no_answer_when_the_gateway_goes_down_is_on_record(addon, policies, method):
+    """It arrived at the API server, and a read is written when it is over; nobody hears of that any more."""
+    went, held = (a_flow(policies, method=method, body=CONFIG if method == "POST" else None) for _ in range(2))
+    await ask(addon, went)
+    await ask(addon, held)
+    facts.of(went).released = True  # the other one waits for the guard still, and what waits may be refused
+    folder, ids = addon.recorder.settings.folder, [facts.of(flow).audit_id for flow in (went, held)]
+    addon.done()
+    found = [e for one in recordings.collect([folder]) for e in recordings.read_events(one).events]
+    last = [e for e in found if e["stage"] == "ResponseComplete"]
+    assert [e["auditID"] for e in last] == ids[:1]
+    assert last[0]["responseStatus"]["code"] == 0
+    assert "went down" in auditevents.notes_of(last[0])[auditevents.ENDED]
+    assert auditevents.REFUSED_BY not in auditevents.notes_of(last[0])
+    # An answer that comes after all has nobody who would write it down, so it does not pass.
+    known = await respond(addon, went, 200, b"{}")
+    assert not known.passed & {(addon.name, "responseheaders"), (addon.name, "response")}
+
+
+@pytest.mark.parametrize(
+    ("live", "state", "released", "count"),
+    [
+        pytest.param(False, connection.ConnectionState.OPEN, True, 1, id="it is over"),
+        pytest.param(True, connection.ConnectionState.CLOSED, True, 1, id="the client is gone"),
+        pytest.param(True, connection.ConnectionState.OPEN, True, 0, id="it goes on"),
+        pytest.param(False, connection.ConnectionState.OPEN, False, 0, id="it never went up"),
+    ],
+)
+async def test_what_ended_and_no_hook_was_called(addon, policies, live, state, released, count):
+    """An exception in a hook of another addon's: mitmproxy skips that hook of every later script."""
+    flow = a_flow(policies, method="GET")
+    await ask(addon, flow)
+    flow.live, flow.client_conn.state = live, state
+    facts.of(flow).released = released
+    addon.sweep()
+    addon.sweep()
+    found = await events(addon) if count else []
+    assert [event["auditID"] for event in found] == [facts.of(flow).audit_id] * count
+    assert (flow in addon.exchanges) is (live and state is connection.ConnectionState.OPEN)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["it passed", "refused before the policies"])
+async def test_where_no_policy_was_asked_the_record_has_no_verdict(addon, policies, refused):
+    """A stack without block: "deny" would say that a rule forbade what went up."""
+    flow = a_flow(policies, body=CONFIG, verdict=Verdict())
+    known = facts.of(flow)
+    known.policies = None
+    if refused:
+        answers.refuse(flow, "tollgate_classify", record.NOT_RECORDED)
+        addon.request(flow)
+        addon.response(flow)
+    else:
+        await ask(addon, flow)
+        await respond(addon, flow, 201)
+    found = await events(addon)
+    assert [event["stage"] for event in found] == [*(() if refused else ("RequestReceived",)), "ResponseComplete"]
+    for event in found:
+        notes = auditevents.notes_of(event)
+        assert not notes.keys() & {auditevents.VERDICT, auditevents.RULE, auditevents.MESSAGE}
+        assert (auditevents.REFUSED_BY in notes) is refused
+    assert "verdict" not in recordcopies.summary_of(known, known.operation)
 
 
 async def test_who_has_no_identity_is_counted_only(addon, policies):

@@ -68,6 +68,7 @@ def test_it_serves_from_a_root_that_is_read_only(image, controlplane, gateway_ku
             command, env=environment, cwd=state, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
+    gateway.Gateway(process, state, port)  # so that the audit log is joined with its record, too
     try:
         deadline = time.monotonic() + gateway.START_LIMIT
         while alive.trouble("127.0.0.1", port):

@@ -12,12 +12,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from addons.cli import kubeconfig as client_kubeconfig
 from addons.core import maskdetect
 from addons.net.files import private_folder
 from tests.cluster.build import cache_folder
+from tests.e2e import onrecord
+
+# "broken": the test breaks the recording on purpose, or what writes it, so reads may pass without a record.
+# What changes, executes or reveals may not, whatever breaks.
+Recording = Literal["whole", "broken"]
 
 STARTED: list["Gateway"] = []  # in this run, for what is looked at when it ends
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +33,28 @@ STOP_LIMIT = 10  # seconds
 class Gateway:
     """A running gateway. `log` is everything it printed."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, port: int) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        folder: Path,
+        port: int,
+        *,
+        recordings: Path | None = None,
+        state: Path | None = None,
+        recording: Recording = "whole",
+    ) -> None:
+        """Of a process that a test starts in its own way, too: what it records is compared with the audit logs."""
         self.process = process
         self.folder = folder
         self.port = port
         self.url = f"https://127.0.0.1:{port}"
+        self.recordings = recordings or folder / "recordings"
+        self.state = state or folder / "state"
+        self.recording = recording
+        self.killed = False  # by SIGKILL: reads that waited to be written are lost then, as is documented
+        self.began, self.ended = time.time(), 0.0  # seconds since the epoch
+        self.record: onrecord.Record | None = None  # once it has ended
+        STARTED.append(self)
 
     @property
     def ca_file(self) -> Path:
@@ -54,8 +76,21 @@ class Gateway:
         try:
             self.process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(STOP_LIMIT)
+            self.kill()
+        self.read_record()
+
+    def kill(self) -> None:
+        """Not even a chance to write something down."""
+        self.killed = self.killed or self.process.poll() is None
+        self.process.kill()
+        self.process.wait(STOP_LIMIT)
+        self.ended = self.ended or time.time()
+
+    def read_record(self) -> None:
+        """Once, when it has ended: its folder may be gone, or damaged by its test, when the run ends."""
+        if self.record is None and self.process.poll() is not None:
+            self.ended = self.ended or time.time()
+            self.record = onrecord.read(self.recordings, self.state)
 
 
 @cache
@@ -83,11 +118,26 @@ def launch(
     command: str = "serve",
 ) -> subprocess.Popen[bytes]:
     """Start `serve` or `web` and return at once."""
+    return _launched(folder, arguments, port, environment, root, command, "whole").process
+
+
+def _launched(
+    folder: Path,
+    arguments: Sequence[str],
+    port: int,
+    environment: Mapping[str, str] | None,
+    root: Path,
+    command: str,
+    recording: Recording,
+) -> Gateway:
     folder.mkdir(parents=True, exist_ok=True)
-    state = Path(arguments[arguments.index("--state") + 1]) if "--state" in arguments else folder / "state"
+    state, recordings = (
+        Path(arguments[arguments.index(f"--{name}") + 1]) if f"--{name}" in arguments else folder / name
+        for name in ("state", "recordings")
+    )
     shutil.copytree(patterns(), private_folder(state) / "patterns", dirs_exist_ok=True)
     with (folder / "gateway.log").open("wb") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
@@ -108,6 +158,7 @@ def launch(
             env={**os.environ, "PYTHONPATH": str(root), **(environment or {})},
             start_new_session=True,
         )
+    return Gateway(process, folder, port, recordings=recordings, state=state, recording=recording)
 
 
 def wait_open(process: subprocess.Popen[bytes], folder: Path, port: int) -> None:
@@ -128,14 +179,13 @@ def running(
     root: Path = ROOT,
     environment: Mapping[str, str] | None = None,
     command: str = "serve",
+    recording: Recording = "whole",
 ) -> Iterator[Gateway]:
     """A gateway with these arguments of `serve` or `web`, until the block ends."""
     port = free_port()
-    process = launch(folder, arguments, port=port, root=root, environment=environment, command=command)
-    gateway = Gateway(process, folder, port)
-    STARTED.append(gateway)
+    gateway = _launched(folder, arguments, port, environment, root, command, recording)
     try:
-        wait_open(process, folder, port)
+        wait_open(gateway.process, folder, port)
         yield gateway
     finally:
         gateway.stop()

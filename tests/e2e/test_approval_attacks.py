@@ -227,7 +227,7 @@ def test_killed_at_any_moment_nothing_is_done_twice(controlplane, gateway_kubeco
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 sent = pool.submit(one.request, "POST", maps(name), body=body)
                 time.sleep(0.004 * number + 0.008)
-                one.gateway.process.kill()
+                one.gateway.kill()
                 sent.result()
         with stage_with(folder, controlplane, gateway_kubeconfig, more=more) as one:
             again = one.request("POST", maps(name), body=body)

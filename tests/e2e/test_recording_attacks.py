@@ -311,7 +311,9 @@ def small_disk(tmp_path):
 @pytest.mark.parametrize("strict", [False, True], ids=["reads pass", "strict"])
 def test_a_full_disk(controlplane, gateway_kubeconfig, tmp_path, namespace, small_disk, strict):
     options = ["--", "--set", "tollgate_record_reserve=0", "--set", f"tollgate_record_strict={str(strict).lower()}"]
-    with running(tmp_path, gateway_kubeconfig, controlplane, "--recordings", str(small_disk), *options) as stage:
+    arguments = ["--recordings", str(small_disk), *options]
+    # Reads go on while the disk takes nothing; strict, the records of refusals are lost.
+    with running(tmp_path, gateway_kubeconfig, controlplane, *arguments, recording="broken") as stage:
         path = maps(namespace)
         assert stage.request("POST", path, body=a_map("before")).status == 201
         with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
@@ -341,7 +343,8 @@ def immutable(root, on):
 
 def test_a_folder_that_takes_nothing_any_more(controlplane, gateway_kubeconfig, tmp_path, namespace):
     options = ["--", "--set", "tollgate_record_strict=true"]
-    with running(tmp_path, gateway_kubeconfig, controlplane, *options) as stage:
+    # The records of refusals are lost, and that of the read which finds out.
+    with running(tmp_path, gateway_kubeconfig, controlplane, *options, recording="broken") as stage:
         path = maps(namespace)
         assert stage.request("POST", path, body=a_map("before")).status == 201
         try:

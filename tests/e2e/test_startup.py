@@ -89,6 +89,7 @@ def test_the_printed_command_works_when_pasted(serve, gateway_kubeconfig, tmp_pa
     assert printed.returncode == 0
     with (tmp_path / "gateway.log").open("wb") as log:
         process = subprocess.Popen(["bash", "-c", "exec " + printed.stdout], stdout=log, stderr=log, cwd=tmp_path)
+    gateway.Gateway(process, tmp_path, port)  # so that the audit log is joined with its record, too
     try:
         gateway.wait_open(process, tmp_path, port)
         ca_file = tmp_path / "state" / "tls" / "ca.crt"
