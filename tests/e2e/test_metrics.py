@@ -348,12 +348,17 @@ def test_the_log_is_json_with_the_id_of_the_request(controlplane, running, agent
     assert token not in running.log
     assert sum(not line.startswith("{") for line in running.log.splitlines()) <= 2  # before it was told so
     # And in the record, under the same id.
-    (event,) = [
-        event
-        for file in (running.folder / "recordings").rglob("events.jsonl")
-        for event in map(json.loads, file.read_text().splitlines())
-        if event["auditID"] == claimed[0]["request"]
-    ]
+
+    def recorded():
+        return [
+            event
+            for file in (running.folder / "recordings").rglob("events.jsonl")
+            for event in map(json.loads, file.read_text().splitlines())
+            if event["auditID"] == claimed[0]["request"]
+        ]
+
+    until(recorded)  # refusals are written soon after
+    (event,) = recorded()
     assert event["userAgent"] == "kubectl/v9 (test)"
     assert json.loads(event["annotations"][auditevents.OPERATION])["claimedSession"] == "5f0c1a9e"
 
