@@ -151,9 +151,8 @@ def _handle_connection(original: Any) -> Any:
             logger.error("no memory for what %s sends; the connection is closed", connection.peername)
             connection.state = ConnectionState.CLOSED
             with contextlib.suppress(MemoryError):
-                await self.server_event(
-                    events.ConnectionClosed(connection)
-                )  # its exchanges end, and drop what they kept
+                # Its exchanges end, and drop what they kept.
+                await self.server_event(events.ConnectionClosed(connection))
             asyncio.get_running_loop().call_later(SOON, gc.collect)
         finally:
             # Two reasons to close at once cancel mitmproxy's task twice, and it forgets the socket: open, with
