@@ -12,6 +12,7 @@ mitmproxy is started without a server (`--no-server`); the port opens when the s
 
 import asyncio
 import logging
+import signal
 import sys
 import time
 import uuid
@@ -207,6 +208,9 @@ class Guard:
 
     def running(self) -> None:
         undumpable.forbid_reading()
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            # Else it ends the process at once: who is held hears nothing, and the last reads are not on record.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
         if not ctx.options.server and self.opening is None:
             self.opening = asyncio.get_running_loop().create_task(self.open_port(), name="tollgate opens the port")
 
@@ -560,6 +564,10 @@ class LastWord:
 
     def client_disconnected(self, client: connection.Client) -> None:
         self.guard.upgraded.pop(client.id, None)
+
+
+def hung_up() -> None:
+    logger.info("SIGHUP: policies, keys and lists are read again whenever they change; SIGTERM ends the gateway")
 
 
 def give_up(reason: str) -> None:
