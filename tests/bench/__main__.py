@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from mitmproxy import version
 
-from tests.bench import report, ways
+from tests.bench import large, report, ways
 from tests.bench.report import Sample
 from tests.bench.ways import Way
 from tests.cluster import build
@@ -174,6 +174,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--peer", default="", metavar="PATH", help="a kube-oidc-proxy to measure as well")
     p.add_argument("--without", default="", metavar="A,B", help="the gateway without these addons, e.g. engine")
     p.add_argument("--watches", type=int, default=2000, help="open watches to measure; 0: none (default: 2000)")
+    p.add_argument("--large", action="store_true", help="instead: large lists, logs and copies, and a slow reader")
+    p.add_argument("--size", type=int, default=200, metavar="MB", help="of what --large copies (default: 200)")
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where bench.json and bench.png go")
     return p
 
@@ -239,6 +241,9 @@ def bench(args: argparse.Namespace, wanted: Sequence[str], scenarios: Sequence[S
         # No audit log: it would be the slowest part of all ways.
         with ControlPlane.start(folder / "cluster", progress=tell, audit=False) as cluster:
             cluster.seed()
+            if args.large:
+                large.finish(out, large.measure(folder / "large", cluster, args.size, args.rounds, tell), where)
+                return 0
             tell(f"starting {', '.join(wanted)}")
             with ways.started(folder / "ways", cluster, wanted, args.peer, args.without) as running:
                 samples = measured(load, running, scenarios, args.rounds, args.seconds)
