@@ -190,9 +190,7 @@ def seed(cluster: ControlPlane, size: int) -> str:
     return cluster.pods("shop")[0]
 
 
-def measure(
-    folder: Path, cluster: ControlPlane, megabytes: int, rounds: int, tell: Progress
-) -> list[Seen]:
+def measure(folder: Path, cluster: ControlPlane, megabytes: int, rounds: int, tell: Progress) -> list[Seen]:
     size = megabytes * MB
     folder.mkdir()
     tell("making large things")

@@ -152,9 +152,7 @@ def gateway_with(folder: Path, cluster: ControlPlane, policies: Sequence[Path]) 
     try:
         wait_open(process, port, folder)
         token = token_file(folder / "agent.token", cluster, "agents", "ci-agent")
-        yield Way(
-            "tollgate", f"https://127.0.0.1:{port}", folder / "state" / "tls" / "ca.crt", token, process.pid
-        )
+        yield Way("tollgate", f"https://127.0.0.1:{port}", folder / "state" / "tls" / "ca.crt", token, process.pid)
     finally:
         end(process)
 
