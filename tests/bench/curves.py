@@ -27,6 +27,7 @@ from tests.cluster.controlplane import ControlPlane
 LIST = large.SHORT
 ITEMS = "items"  # the namespace with many of them
 RULES = (10, 100, 1000)
+KINDS = ("others' resources", "its resource, other namespaces", "its resource, CEL")
 BUDGETS = (0, 10, 100)
 WATCHES = (0, 500, 2000)
 SESSIONS = (1, 10, 1000)
@@ -62,11 +63,12 @@ class Loads(Protocol):
 
 def rules(count: int, kind: str) -> str:
     """A policy with so many rules, none of which is about the request that is made."""
-    match = {
-        "others' resources": "resources: [widgets{i}.example.com]",
-        "its resource, other namespaces": "resources: [configmaps], namespaces: [elsewhere-{i}]",
-        "its resource, CEL": "resources: [configmaps]",
-    }[kind]
+    texts = (
+        "resources: [widgets{i}.example.com]",
+        "resources: [configmaps], namespaces: [elsewhere-{i}]",
+        "resources: [configmaps]",
+    )
+    match = dict(zip(KINDS, texts, strict=True))[kind]
     when = """, when: 'identity.username == "nobody-{i}"'""" if kind.endswith("CEL") else ""
     one = f"- {{{{name: r{{i}}, action: deny, match: {{{{{match}}}}}{when}}}}}\n"
     return HEAD + "".join(one.format(i=i) for i in range(count))
@@ -74,7 +76,7 @@ def rules(count: int, kind: str) -> str:
 
 def budgets(count: int) -> str:
     """A policy with so many budgets, each of which counts the request."""
-    one = "- {{name: b{i}, match: {{resources: [configmaps]}}, limit: 10000, window: 1s}}\n"
+    one = "- {{name: b{i}, match: {{resources: [configmaps]}}, limit: 10000, window: 1s, per: identity}}\n"
     return HEAD + ("budgets:\n" + "".join(one.format(i=i) for i in range(count)) if count else "")
 
 
@@ -116,8 +118,7 @@ class Bench:
         ]
 
     def rules(self) -> list[Point]:
-        kinds = ("others' resources", "its resource, other namespaces", "its resource, CEL")
-        cases = [(kind, count) for kind in kinds for count in RULES]
+        cases = [(kind, count) for kind in KINDS for count in RULES]
         with self.gateways("rules", [rules(count, kind) for kind, count in cases]) as running:
             return self.points("rules", [(*case, way, LIST) for case, way in zip(cases, running, strict=True)])
 
