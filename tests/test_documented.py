@@ -37,6 +37,9 @@ NOT_RUN = {
     "./run.sh test": "it is what runs this",
     "./run.sh bench": "it takes minutes, and is no test",
     "./run.sh bench --peer PATH": "likewise, and needs another program",
+    "./run.sh bench --large": "likewise",
+    "./run.sh bench --curves": "likewise",
+    "./run.sh bench --million": "likewise",
 }
 RUN = test_documented.LINES | set(ELSEWHERE) | set(NOT_RUN)
 HELPS = ("serve", "web", "demo", "kubeconfig", "approvals", "approvals list", "approvals show", "approvals approve",

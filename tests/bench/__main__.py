@@ -5,6 +5,7 @@ other, then again, so that what else the machine does meets all of them.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -13,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mitmproxy import version
 
-from tests.bench import report, ways
+from tests.bench import curves, large, report, ways
 from tests.bench.report import Sample
 from tests.bench.ways import Way
 from tests.cluster import build
@@ -30,6 +31,7 @@ WATCH = "/api/v1/namespaces/shop/configmaps?watch=true"
 WARMUP = 1.0  # seconds of each round that do not count
 WATCHES_A_CONNECTION = 50
 KUBECTL_RUNS = 5
+MILLION_STEP = 10.0  # seconds between looks at the memory; some 10 000 requests
 
 
 class Scenario(NamedTuple):
@@ -62,11 +64,11 @@ class Load:
             *("-connections", str(connections), "-streams", str(streams), *more),
         ]
 
-    def run(self, way: Way, scenario: Scenario, seconds: float, number: int) -> Sample:
+    def run(self, way: Way, scenario: Scenario, seconds: float, number: int, path: str = LIST) -> Sample:
         # The warm-up first and by itself, so that processor time is only that of what counts.
-        self.once(way, scenario, WARMUP)
+        self.once(way, scenario, WARMUP, path)
         before = way.cpu()
-        found = self.once(way, scenario, seconds)
+        found = self.once(way, scenario, seconds, path)
         used, all_of_them = way.cpu() - before, max(found["requests"], 1)
         if found["failures"]:
             tell(f"  {way.name}: {found['failures']} failed, the first: {found.get('failure')}")
@@ -82,13 +84,47 @@ class Load:
             found["failures"],
         )
 
-    def once(self, way: Way, scenario: Scenario, seconds: float) -> dict[str, Any]:
-        command = self.command(way, LIST, scenario.connections, scenario.streams, "-seconds", str(seconds))
+    def once(self, way: Way, scenario: Scenario, seconds: float, path: str = LIST) -> dict[str, Any]:
+        command = self.command(way, path, scenario.connections, scenario.streams, "-seconds", str(seconds))
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
         if done.returncode:
             raise ChildProcessError(done.stderr.strip())
         found: dict[str, Any] = json.loads(done.stdout)
         return found
+
+    @contextlib.contextmanager
+    def holding(self, way: Way, path: str, count: int) -> Iterator[dict[str, Any]]:
+        """So many open streams; what is yielded says how many opened, and after the block how many had ended."""
+        connections = max(count // WATCHES_A_CONNECTION, 1)
+        command = self.command(way, path, connections, min(count, WATCHES_A_CONNECTION), "-hold")
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            if holder.stdin is None or holder.stdout is None:
+                raise AssertionError("pipes were asked for")
+            opened = json.loads(holder.stdout.readline() or "{}")
+            if opened.get("failures"):
+                tell(f"  {opened['failures']} watches did not open, the first: {opened.get('failure')}")
+            yield opened
+            holder.stdin.close()
+            opened["ended"] = json.loads(holder.stdout.readline() or "{}").get("ended", 0)
+        finally:
+            holder.kill()
+            holder.wait()
+
+
+class OfACurve:
+    """The load of a curve: the same for each point of it."""
+
+    def __init__(self, load: Load, seconds: float) -> None:
+        self.load, self.seconds = load, seconds
+
+    def run(self, way: Way, path: str, number: int) -> Sample:
+        return self.load.run(way, SCENARIOS[1], self.seconds, number, path)
+
+    @contextlib.contextmanager
+    def hold(self, way: Way, path: str, count: int) -> Iterator[int]:
+        with self.load.holding(way, path, count) as opened:
+            yield opened.get("opened", 0)
 
 
 def measured(
@@ -130,27 +166,14 @@ def watched(load: Load, way: Way, count: int, seconds: float) -> dict[str, float
     scenario = SCENARIOS[1]
     before = load.run(way, scenario, seconds, 0)
     empty = way.memory()
-    connections = max(count // WATCHES_A_CONNECTION, 1)
-    command = load.command(way, WATCH, connections, min(count, WATCHES_A_CONNECTION), "-hold")
-    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        if holder.stdin is None or holder.stdout is None:
-            raise AssertionError("pipes were asked for")
-        opened = json.loads(holder.stdout.readline() or "{}")
-        if opened.get("failures"):
-            tell(f"  {opened['failures']} watches did not open, the first: {opened.get('failure')}")
+    with load.holding(way, WATCH, count) as opened:
         full = way.memory()
         during = load.run(way, scenario, seconds, 0)
         later = way.memory()
-        holder.stdin.close()
-        ended = json.loads(holder.stdout.readline() or "{}").get("ended", 0)
-    finally:
-        holder.kill()
-        holder.wait()
     number = opened.get("opened", 0)
     return {
         "opened": number,
-        "ended_early": ended,
+        "ended_early": opened.get("ended", 0),
         "kb_each": (full - empty) * 1024 / max(number, 1),
         "mb_after_load": later,
         "cpu_before": before.cpu,
@@ -174,6 +197,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--peer", default="", metavar="PATH", help="a kube-oidc-proxy to measure as well")
     p.add_argument("--without", default="", metavar="A,B", help="the gateway without these addons, e.g. engine")
     p.add_argument("--watches", type=int, default=2000, help="open watches to measure; 0: none (default: 2000)")
+    p.add_argument("--large", action="store_true", help="instead: large lists, logs and copies, and a slow reader")
+    p.add_argument("--size", type=int, default=200, metavar="MB", help="of what --large copies (default: 200)")
+    p.add_argument("--curves", nargs="?", const=",".join(curves.CURVES), default="", metavar="A,B",
+                   help="instead: what a request costs against how much there is of something; all of " +
+                   ", ".join(curves.CURVES))  # fmt: skip
+    p.add_argument("--million", nargs="?", type=int, const=1_000_000, default=0, metavar="N",
+                   help="instead: the gateway's memory over so many requests (1000000: some 20 minutes)")  # fmt: skip
     p.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="where bench.json and bench.png go")
     return p
 
@@ -193,6 +223,13 @@ def chosen(args: argparse.Namespace) -> tuple[list[str], list[Scenario]]:
     for n in numbers:
         if not n.isascii() or not n.isdigit() or not 1 <= int(n) <= len(SCENARIOS):
             raise UsageError(f"--scenarios: {n!r} is not a number from 1 to {len(SCENARIOS)}")
+    for name in filter(None, args.curves.split(",")):
+        if name not in curves.CURVES:
+            raise UsageError(f"--curves: there is no curve {name!r}; there are {', '.join(curves.CURVES)}")
+    if bool(args.large) + bool(args.curves) + bool(args.million) > 1:
+        raise UsageError("--large, --curves and --million: one of them at a time")
+    if args.size < 1 or args.million < 0:
+        raise UsageError("--size must be more than 0, --million not less")
     if args.seconds <= 0 or args.rounds < 1 or args.watches < 0:
         raise UsageError("--seconds and --rounds must be more than 0, --watches not less")
     if not Path("/proc/self/stat").exists():
@@ -239,6 +276,9 @@ def bench(args: argparse.Namespace, wanted: Sequence[str], scenarios: Sequence[S
         # No audit log: it would be the slowest part of all ways.
         with ControlPlane.start(folder / "cluster", progress=tell, audit=False) as cluster:
             cluster.seed()
+            if args.large or args.curves or args.million:
+                instead(args, out, folder, cluster, load, where)
+                return 0
             tell(f"starting {', '.join(wanted)}")
             with ways.started(folder / "ways", cluster, wanted, args.peer, args.without) as running:
                 samples = measured(load, running, scenarios, args.rounds, args.seconds)
@@ -251,6 +291,37 @@ def bench(args: argparse.Namespace, wanted: Sequence[str], scenarios: Sequence[S
                         watches[way.name] = watched(load, way, args.watches, args.seconds)
     finish(out, samples, where, took, watches)
     return 0
+
+
+def instead(
+    args: argparse.Namespace, out: Path, folder: Path, cluster: ControlPlane, load: Load, where: dict[str, Any]
+) -> None:
+    """What is measured instead of the table: see the help."""
+    if args.large:
+        large.finish(out, large.measure(folder / "large", cluster, args.size, args.rounds, tell), where)
+    elif args.curves:
+        bench = curves.Bench(folder / "curves", cluster, OfACurve(load, args.seconds), args.rounds, tell)
+        found = curves.measure(bench, [name for name in args.curves.split(",") if name])
+        curves.finish(out, found, where, bench.found)
+    else:
+        with ways.gateway_with(folder / "million", cluster, ways.POLICIES) as way:
+            sizes = million(load, way, args.million)
+        (out / "million.json").write_text(json.dumps({"machine": where, "mb_after": sizes}, indent=1) + "\n")
+        middle, percent = curves.growth(sizes)
+        print(f"{sizes[-1][0]} requests: {middle:.0f} MB, at the end {percent:+.1f} %")
+
+
+def million(load: Load, way: Way, count: int) -> list[tuple[int, float]]:
+    """MB that are resident after so many requests; new connections every some seconds."""
+    done, sizes = 0, list[tuple[int, float]]()
+    while done < count:
+        found = load.once(way, SCENARIOS[3], MILLION_STEP)
+        if not found["requests"]:
+            raise ChildProcessError(f"no request was answered any more: {found.get('failure')}")
+        done += found["requests"]
+        sizes.append((done, way.memory()))
+        tell(f"{done} requests, {found['failures']} failed, {sizes[-1][1]:.1f} MB")
+    return sizes
 
 
 def finish(

@@ -70,6 +70,9 @@ def test_what_is_measured(arguments, ways, scenarios):
         pytest.param(["--only", "peer"], "with --peer PATH", id="a peer without a program"),
         pytest.param(["--scenarios", "5"], "'5' is not a number from 1 to 4", id="no such scenario"),
         pytest.param(["--seconds", "0"], "more than 0", id="no time"),
+        pytest.param(["--curves", "rules,rulez"], "no curve 'rulez'", id="no such curve"),
+        pytest.param(["--large", "--million"], "one of them at a time", id="two things"),
+        pytest.param(["--large", "--size", "0"], "--size must be more than 0", id="nothing to copy"),
     ],
 )
 def test_what_cannot_be_measured(arguments, message, capsys):

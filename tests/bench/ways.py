@@ -29,7 +29,9 @@ NO_LIMITS = (
     "tollgate_identity_open=0",
     "tollgate_source_open=0",
     "tollgate_source_connections=0",
+    "tollgate_record_quota=0",
 )
+POLICIES = (ROOT / "policies" / "default.yaml", ROOT / "policies" / "packs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +133,34 @@ def mitmdump(folder: Path, cluster: ControlPlane, certificate: Path, port: int) 
     return run(folder, [*command, *(word for k, v in settings.items() for word in ("--set", f"{k}={v}"))])
 
 
-def tollgate(folder: Path, cluster: ControlPlane, port: int, stack: str) -> subprocess.Popen[bytes]:
-    """As it comes, with every policy that is shipped."""
-    folder.mkdir()
+def tollgate(
+    folder: Path, cluster: ControlPlane, port: int, stack: str, policies: Sequence[Path] = POLICIES
+) -> subprocess.Popen[bytes]:
+    """As it comes, with every policy that is shipped, or with these."""
+    folder.mkdir(parents=True, exist_ok=True)
     arguments = ["--kubeconfig", str(cluster.gateway_kubeconfig(folder / "own.kubeconfig"))]
-    arguments += ["--policies", os.pathsep.join(str(ROOT / "policies" / p) for p in ("default.yaml", "packs"))]
+    arguments += ["--policies", os.pathsep.join(map(str, policies))]
     arguments += ["--without", stack] if stack else []
     return gateway.launch(folder, [*arguments, "--", *(word for o in NO_LIMITS for word in ("--set", o))], port=port)
+
+
+@contextlib.contextmanager
+def gateway_with(folder: Path, cluster: ControlPlane, policies: Sequence[Path]) -> Iterator[Way]:
+    """One gateway with these policies, as the agent sees it, until the block ends. The folder may have recordings."""
+    port = gateway.free_port()
+    process = tollgate(folder, cluster, port, "", policies)
+    try:
+        wait_open(process, port, folder)
+        token = token_file(folder / "agent.token", cluster, "agents", "ci-agent")
+        yield Way("tollgate", f"https://127.0.0.1:{port}", folder / "state" / "tls" / "ca.crt", token, process.pid)
+    finally:
+        end(process)
+
+
+def token_file(path: Path, cluster: ControlPlane, namespace: str, account: str) -> Path:
+    path.touch(0o600)
+    path.write_text(cluster.token(namespace, account, seconds=TOKEN_SECONDS))
+    return path
 
 
 def kube_oidc_proxy(

@@ -195,7 +195,42 @@ def test_many_at_once(texts):
 
 
 @pytest.mark.parametrize(
-    "piece", ["password=", 'token="', "a_token:\\", "eyJ", "://u:", "-----BEGIN ", "key ", "passwordpassword"]
+    ("sizes", "together"),
+    [
+        pytest.param([], [], id="none"),
+        pytest.param([0, 0], [2], id="empty ones"),
+        pytest.param([4, 6, 1], [2, 1], id="as many as go together"),
+        pytest.param([1, 50, 1, 1], [1, 1, 2], id="a longer one alone"),
+    ],
+)
+def test_many_go_together_up_to_a_length(sizes, together, monkeypatch):
+    """One search of 50 MB lets no other thread run meanwhile."""
+    monkeypatch.setattr(maskdetect, "TOGETHER", 10)
+    texts, looked_at, look = ["x" * size for size in sizes], [], maskdetect.spans
+    monkeypatch.setattr(maskdetect, "spans", lambda text: looked_at.append(text) or look(text))
+    assert maskdetect.spans_of(texts) == [[] for _ in sizes]
+    assert [text.count(maskdetect.SEPARATOR) + 1 for text in looked_at] == together
+
+
+def test_what_is_found_stays_with_its_text(monkeypatch):
+    texts = ["x", f"password={SECRET}", "", f"token={SECRET}", "y" * 30]
+    expected = [maskdetect.spans(text) for text in texts]
+    for length in range(1, 80):
+        monkeypatch.setattr(maskdetect, "TOGETHER", length)
+        assert maskdetect.spans_of(texts) == expected
+
+
+@given(st.from_regex(r"([a-z0-9]{0,8}[. A-]){0,3}[a-z0-9]{4,7}\.[a-z0-9]{14,18}[. A]?([a-z0-9]{1,17}[. ]){0,3}"))
+def test_bootstrap_tokens_are_found_from_their_dot_on(text):
+    """The faster pattern finds what the plain one does."""
+    plain = re.compile(r"(?<![a-z0-9.])[a-z0-9]{6}\.(?=[a-z]*[0-9])[a-z0-9]{16}(?![a-z0-9.])")
+    found = [(m.start() - 6, m.end()) for m in maskdetect._BOOTSTRAP.finditer(text)]
+    assert found == [m.span() for m in plain.finditer(text)]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["password=", 'token="', "a_token:\\", "eyJ", "://u:", "-----BEGIN ", "key ", "passwordpassword", "abcdef.", "."],
 )
 def test_hostile_text_takes_no_time(piece):
     text = piece * (300_000 // len(piece))
