@@ -1,8 +1,11 @@
 """The cluster that the other tests trust: that it starts, and that its pods answer."""
 
 import base64
+import contextlib
+import http.client
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -49,8 +52,24 @@ def test_pods_run(controlplane, namespace, count):
 
 
 def test_gateway_may_be_its_users(controlplane):
-    groups = [f"--as-group={group}" for group in AGENT_GROUPS]
-    user = whoami(controlplane, f"--as={AGENT}", *groups, kubeconfig=controlplane.gateway_kubeconfig())
+    review = json.dumps({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}).encode()
+    told = [
+        ("Authorization", f"Bearer {controlplane.token('tollgate', 'gateway', audience=None)}"),
+        ("User-Agent", audit.THIEF),
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(review))),
+        ("Impersonate-User", AGENT),
+        *(("Impersonate-Group", group) for group in AGENT_GROUPS),
+    ]
+    context = ssl.create_default_context(cafile=controlplane.ca_file)
+    with contextlib.closing(
+        http.client.HTTPSConnection("127.0.0.1", controlplane.port, timeout=30, context=context)
+    ) as connection:
+        connection.putrequest("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews")
+        for name, value in told:
+            connection.putheader(name, value)
+        connection.endheaders(review)
+        user = json.loads(connection.getresponse().read())["status"]["userInfo"]
     assert (user["username"], user["groups"]) == (AGENT, AGENT_GROUPS)
 
 

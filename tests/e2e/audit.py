@@ -18,7 +18,8 @@ from tests.e2e import onrecord
 from tests.e2e.gateway import Gateway
 from tests.e2e.rawclient import GATEWAY
 
-THIEF = "thief"  # User-Agent of a test that tries the gateway's own token past the gateway, and must be refused
+# User-Agent of a test that tries the gateway's own token past the gateway: refused, or told who it is.
+THIEF = "thief"
 OWN = "tollgate-"  # how the ids of the gateway's own questions begin
 OURS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")  # uuid4
 
@@ -46,7 +47,7 @@ def problems(events: Iterable[Mapping[str, Any]], gateways: Sequence[Gateway] = 
             continue
         if not OURS.fullmatch(name):
             found.append(f"{name} is no id that the gateway makes: {what}")
-        stolen = event.get("userAgent") == THIEF and event.get("responseStatus", {}).get("code") == 403
+        stolen = event.get("userAgent") == THIEF and _is_worth_nothing(event)
         if not stolen and not event.get("impersonatedUser", {}).get("username"):
             found.append(f"{name} was done as the gateway itself: {what}")
         if not stolen and (said := joined.trouble(event)):
@@ -64,6 +65,11 @@ def must_be_on_record(event: Mapping[str, Any]) -> bool:
         secret = about.get("resource") == "secrets" and not about.get("apiGroup")
         return secret or about.get("subresource") in _CHANNELS
     return about.get("resource") not in _OF_ONESELF
+
+
+def _is_worth_nothing(event: Mapping[str, Any]) -> bool:
+    refused = event.get("responseStatus", {}).get("code") == 403
+    return refused or event.get("objectRef", {}).get("resource") in _OF_ONESELF
 
 
 class _Joined:

@@ -21,7 +21,7 @@ from addons.core import auditevents
 from addons.net import recordings
 from tests import http2
 from tests.cluster.controlplane import ControlPlane
-from tests.e2e import audit, client, policies
+from tests.e2e import audit, client, onrecord, policies
 from tests.e2e.client import Answer
 from tests.e2e.gateway import Gateway
 
@@ -255,7 +255,7 @@ class Load:
             event["auditID"]
             for folder in recordings.collect([root])
             for event in recordings.read_events(folder).events
-            if auditevents.notes_of(event).get(auditevents.VERDICT) in audit.PASSED
+            if auditevents.notes_of(event).get(auditevents.VERDICT) in onrecord.PASSED
         }
         arrived = {event["auditID"] for event in self.arrived()}
         assert arrived

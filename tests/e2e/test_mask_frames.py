@@ -231,7 +231,9 @@ def test_much_output(controlplane, config, kubectl_program, pod, masking):
     """100 MB, whole and in order, in little memory."""
     line = b"2024-01-01T00:00:00Z INFO request served path=/api/v1/items status=200 took=12ms\n"
     count = 100_000_000 // len(line)
-    command = ["sh", "-c", f"yes '{line.decode().strip()}' | head -n {count}"]
+    # A connection that the kubelet closes while a client is megabytes behind loses these in the API server, which
+    # tells of a success; so the command waits until all is read.
+    command = ["sh", "-c", f"yes '{line.decode().strip()}' | head -n {count}; sleep 3"]
     before = resident(masking.process)[0]
     digest = hashlib.sha256()
     process = subprocess.Popen(

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/creack/pty"
@@ -27,7 +28,7 @@ const (
 	idleTimeout     = 4 * time.Hour          // the real kubelet's
 	creationTimeout = 30 * time.Second       // the real kubelet's
 	pollLog         = 50 * time.Millisecond  // how soon `logs -f` shows a line
-	outputGrace     = 200 * time.Millisecond // for what a command left running in the background
+	outputGrace     = 200 * time.Millisecond // of silence, when what a command left running holds its output
 	// Ports that a pod "listens" on below this lead to the server given by
 	// -forward-to; the others to the same port of this machine, so that a test
 	// can put any server behind a port-forward.
@@ -105,7 +106,6 @@ func (n node) ExecInContainer(ctx context.Context, pod, _, container string, arg
 	namespace, name, _ := strings.Cut(pod, "/")
 	command := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	command.Dir = n.workDir
-	command.WaitDelay = outputGrace
 	// Of this machine's environment only what commands need: a test must not
 	// find its own secrets in a pod.
 	command.Env = []string{
@@ -126,14 +126,81 @@ func (n node) ExecInContainer(ctx context.Context, pod, _, container string, arg
 		}
 		return utilexec.CodeExitError{Err: err, Code: code}
 	}
-	if errors.Is(err, exec.ErrWaitDelay) {
-		return nil
-	}
 	return err
 }
 
+// output passes on what is written to a pipe.
+type output struct {
+	read, write *os.File
+	reading     atomic.Bool // and not handing on what it has read to a client who is slow
+	reads       atomic.Int64
+	done        chan struct{}
+}
+
+func newOutput(to io.Writer) (*output, error) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	o := &output{read: read, write: write, done: make(chan struct{})}
+	go func() {
+		defer close(o.done)
+		buffer := make([]byte, 32*1024)
+		for {
+			o.reading.Store(true)
+			n, err := read.Read(buffer)
+			o.reads.Add(1)
+			o.reading.Store(false)
+			if n > 0 {
+				if _, failed := to.Write(buffer[:n]); failed != nil {
+					_ = read.Close() // the command hears of it
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return o, nil
+}
+
+// end waits until all is passed on that the command has written, however slow its reader is.
+// What it left running in the background may hold the pipe open for ever.
+func (o *output) end() {
+	for {
+		waits, reads := o.reading.Load(), o.reads.Load()
+		select {
+		case <-o.done:
+			_ = o.read.Close()
+			return
+		case <-time.After(outputGrace):
+			if waits && o.reading.Load() && o.reads.Load() == reads {
+				_ = o.read.Close()
+				<-o.done
+				return
+			}
+		}
+	}
+}
+
 func runWithPipes(command *exec.Cmd, in io.Reader, out, errOut io.Writer) error {
-	command.Stdout, command.Stderr = out, errOut // nil: not asked for
+	var outputs []*output
+	for _, one := range []struct {
+		to io.Writer
+		at *io.Writer
+	}{{out, &command.Stdout}, {errOut, &command.Stderr}} {
+		if one.to == nil { // not asked for
+			continue
+		}
+		o, err := newOutput(one.to)
+		if err != nil {
+			return err
+		}
+		defer o.write.Close()
+		*one.at = o.write
+		outputs = append(outputs, o)
+	}
 	if in != nil {
 		// Not command.Stdin: Wait would wait for the client to end its input.
 		pipe, err := command.StdinPipe()
@@ -145,10 +212,17 @@ func runWithPipes(command *exec.Cmd, in io.Reader, out, errOut io.Writer) error 
 			_ = pipe.Close()
 		}()
 	}
-	if err := command.Start(); err != nil {
-		return err
+	err := command.Start()
+	for _, o := range outputs {
+		_ = o.write.Close() // the command has its own
 	}
-	return command.Wait()
+	if err == nil {
+		err = command.Wait()
+	}
+	for _, o := range outputs {
+		o.end()
+	}
+	return err
 }
 
 func runInTerminal(command *exec.Cmd, in io.Reader, out io.Writer, resize <-chan remotecommand.TerminalSize) error {
