@@ -11,7 +11,7 @@ import gc
 
 YOUNG = 20_000  # more objects made than freed until the young ones are looked at; some 20 requests
 # Looks at the young ones until one at those that survived: while a list of 50 MB is parsed in a thread those are all,
-# and the loop stands still for 25 ms; after 20 it stood for 110.
+# and the loop stands still for about 50 ms; after 20 it stood for 110.
 MIDDLE = 5
 OLD = 200  # looks at those until one at all, which by then are few
 
