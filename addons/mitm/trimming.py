@@ -50,8 +50,8 @@ _format_time = log.MitmFormatter.formatTime
 _tls_interact: Any = tls.TLSLayer.tls_interact
 _second: list[Any] = [0, ""]  # the last one that was made into text
 CHUNK = 65535  # bytes, mitmproxy's own
-_lib: Any = SSL._lib  # type: ignore[attr-defined]
-_ffi: Any = SSL._ffi  # type: ignore[attr-defined]
+_lib: Any = SSL._lib  # type: ignore[attr-defined]  # pyOpenSSL's stubs leave out what is private
+_ffi: Any = SSL._ffi  # type: ignore[attr-defined]  # as above
 _buffer = _ffi.new("char[]", CHUNK)  # for all connections: what is read is copied before anybody else reads
 _types: dict[type, tuple[tuple[str, frozenset[type]], ...]] = {}
 

@@ -227,13 +227,14 @@ def resident(process):
     return int(lines["VmRSS"].split()[0]) // 1024, int(lines["VmHWM"].split()[0]) // 1024
 
 
-def test_much_output(controlplane, config, kubectl_program, pod, masking):
+@pytest.mark.parametrize("after", ["; sleep 3", pytest.param("", marks=pytest.mark.long)])
+def test_much_output(controlplane, config, kubectl_program, pod, masking, after):
     """100 MB, whole and in order, in little memory."""
     line = b"2024-01-01T00:00:00Z INFO request served path=/api/v1/items status=200 took=12ms\n"
     count = 100_000_000 // len(line)
-    # A connection that the kubelet closes while a client is megabytes behind loses these in the API server, which
-    # tells of a success; so the command waits until all is read.
-    command = ["sh", "-c", f"yes '{line.decode().strip()}' | head -n {count}; sleep 3"]
+    # A command that ends while its reader is megabytes behind sometimes loses these, and a success is told. Where is
+    # not proven, so the run without the wait stays: it fails now and then.
+    command = ["sh", "-c", f"yes '{line.decode().strip()}' | head -n {count}{after}"]
     before = resident(masking.process)[0]
     digest = hashlib.sha256()
     process = subprocess.Popen(
